@@ -1,0 +1,184 @@
+"""Config -> Run: the only reader of configs (`config.py` says what a config is).
+
+run = build.build(config)              # before training
+run = build.load("runs/digits")        # after it: with the parameters of the newest checkpoint
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion import guidance, lookup, losses, workdir
+from diffusion.config import from_json, make
+from diffusion.data import pipeline
+from diffusion.data.dataset import Dataset
+from diffusion.networks.network import Network
+from diffusion.sampling.sampler import Sampler
+from diffusion.schedules import Schedule
+from diffusion.training import checkpoint, ema
+from diffusion.training.state import TrainState, new_state
+from diffusion.types import AnyDenoiser, Cond, Params, SelfConditioned, Step, expand
+
+
+class Facts(NamedTuple):
+    """What the rest of a run must know of its data set; stored in the run's folder."""
+
+    shape: tuple[int, ...]
+    num_values: int
+    class_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A config, built. Everything but `params` is the same at every step of training.
+
+    denoiser(params, cond) -> Denoiser: the network, its parameterization and x_0's thresholding.
+    loss(params, batch, key) -> (loss, metrics).
+    params: what samples are drawn with, the first EMA of a checkpoint; None before training.
+    """
+
+    config: ConfigDict
+    facts: Facts
+    schedule: Schedule
+    network: Network
+    optimizer: Any
+    sampler: Sampler
+    denoiser: Callable[[Params, Cond], AnyDenoiser]
+    loss: Callable[..., tuple[Any, dict[str, Any]]]
+    params: Params = None
+    step: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One sample's shape, (h, w, c)."""
+        return self.facts.shape
+
+    def grid(self, num_steps: int | None = None) -> Step:
+        """The configured sampling grid, or the same kind of grid with another number of steps."""
+        options = dict(self.config.grid)
+        if num_steps is not None:
+            options |= {
+                "name": "strided" if options["name"] == "all_steps" else options["name"],
+                "num_steps": num_steps,
+            }
+        return make("grid", options, schedule=self.schedule)
+
+    def with_sampler(self, name: str) -> "Run":
+        """This run with the named sampler in place of the configured one, at its default options."""
+        return dataclasses.replace(self, sampler=make("sampler", {"name": name}))
+
+    def with_params(self, params: Params) -> "Run":
+        """This run with other parameters to sample from; what was compiled stays compiled."""
+        return dataclasses.replace(self, params=params)
+
+    def cond(self, num_samples: int) -> dict[str, np.ndarray]:
+        """Conditioning for samples that nobody asked in particular: the classes in turn, where there are classes."""
+        if not self.config.network.get("class_conditional"):
+            return {}
+        return {"label": np.arange(num_samples, dtype=np.int32) % len(self.facts.class_names)}
+
+    def batches(self, process_index: int = 0, process_count: int = 1) -> Any:
+        """The endless training stream; [step] gives this process's rows of that step's batch."""
+        block, training = self.config.data, self.config.training
+        return pipeline.batches(
+            open_dataset(self.config, "train"),
+            batch_size=training.batch_size,
+            seed=self.config.seed,
+            flip=block.flip,
+            process_index=process_index,
+            process_count=process_count,
+        )
+
+    @property
+    def ema_decays(self) -> dict[str, float]:
+        """The decays of the averages of the parameters, by name; samples come from the first."""
+        return ema.named(self.config.ema.decays)
+
+    def new_state(self, key: jax.Array) -> TrainState:
+        """The training state at step 0."""
+        return new_state(self.network.init(key), self.optimizer, self.ema_decays)
+
+
+def build(config: ConfigDict, facts: Facts | None = None) -> Run:
+    """The Run that a config describes. Every error of the config is a ValueError here, before any work.
+
+    facts: what is known of the data set; None opens it (and may prepare or download it) to find out.
+    """
+    config = config.copy_and_resolve_references()
+    _check_training(config)
+    losses.check_norm(config.loss.norm)
+    schedule = make("schedule", config.schedule)
+    param = make("parameterization", config.parameterization, schedule=schedule)
+    weight = make("weight", config.weight, schedule=schedule)
+    level_sampler = make("levels", config.levels, schedule=schedule)
+    optimizer = make("optimizer", config.optimizer)
+    threshold = lookup.make(guidance, guidance.Transform, {"name": config.sampler.threshold}, block="sampler.threshold")
+    sampler = make("sampler", config.sampler)
+    ema.named(config.ema.decays)
+    make("grid", config.grid, schedule=schedule)
+    facts = facts or _facts(open_dataset(config, "train"))
+    network = make(
+        "network",
+        config.network,
+        shape=facts.shape,
+        num_classes=len(facts.class_names),
+        self_conditioning=config.loss.self_conditioning,
+    )
+
+    def loss(params: Params, batch: Any, key: jax.Array) -> tuple[Any, dict[str, Any]]:
+        return losses.denoising_loss(
+            network.apply, params, batch, key, levels=level_sampler, param=param, weight=weight, **config.loss
+        )
+
+    def denoiser(params: Params, cond: Cond) -> AnyDenoiser:
+        def bind(x_0_hat: Any) -> Any:
+            def denoise(x: Any, level: Any) -> Any:
+                inputs = {**cond, "x_0_hat": x_0_hat} if config.loss.self_conditioning else cond
+                c_in = expand(param.coefs(level)[0], x)
+                return param.predict(network.apply(params, c_in * x, param.cond(level), cond=inputs), x, level)
+
+            return threshold(denoise)
+
+        return SelfConditioned(bind) if config.loss.self_conditioning else bind(None)
+
+    return Run(config, facts, schedule, network, optimizer, sampler, denoiser, loss)
+
+
+def open_dataset(config: ConfigDict, split: str) -> Dataset:
+    """The configured data set's "train" or "test" part."""
+    return make("data", config.data, split=split)
+
+
+def _facts(dataset: Dataset) -> Facts:
+    return Facts(tuple(dataset.shape), dataset.num_values, tuple(dataset.class_names))
+
+
+def _check_training(config: ConfigDict) -> None:
+    training = config.training
+    for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if training[name] is None or training[name] < 1:
+            raise ValueError(f"training.{name} is {training[name]}, expected a whole number of at least 1.")
+    if training.sample_every < 0:
+        raise ValueError(f"training.sample_every is {training.sample_every}, expected 0 (no grids) or more.")
+
+
+def load(folder: str | Path, step: int | None = None) -> Run:
+    """A trained run, ready to sample from: `sampling.generate(build.load("runs/digits"))`.
+
+    folder: the --workdir of the training; neither its config nor its data are needed again. step: which
+    checkpoint, by default the newest. FileNotFoundError if there is no run or no such checkpoint.
+    """
+    folder = Path(folder).expanduser()
+    facts = workdir.read(folder, "data.json")
+    run = build(
+        from_json(workdir.read(folder, "config.json")),
+        Facts(tuple(facts["shape"]), facts["num_values"], tuple(facts["class_names"])),
+    )
+    shape = jax.eval_shape(run.network.init, jax.random.key(0))
+    params, step = checkpoint.load_params(folder / "checkpoints", shape, next(iter(run.ema_decays)), step)
+    return dataclasses.replace(run, params=params, step=step)

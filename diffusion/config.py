@@ -1,0 +1,133 @@
+"""Configs: blocks of plain values, each option of which is a flag.
+
+A block with a "name" describes one component, found by `lookup` in the place that the block stands for; its
+other keys are that function's keyword arguments:
+
+    schedule = dict(name="cosine_alpha_bar", s=0.008)    ->    schedules.cosine_alpha_bar(s=0.008)
+
+A config file states only what differs from the functions' defaults. `config` declares every other option as
+an empty placeholder, so that each of them is also a flag (--config.schedule.s=0.01).
+"""
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from diffusion import data, levels, lookup, networks, parameterization, sampling, schedules, weights
+from diffusion.data.dataset import Dataset
+from diffusion.networks.network import Network
+from diffusion.parameterization import Parameterization
+from diffusion.sampling import grids
+from diffusion.sampling.sampler import Sampler
+from diffusion.schedules import Schedule
+from diffusion.training import optim
+from diffusion.types import Step
+
+
+class Place(NamedTuple):
+    """Where a block's component is looked up, the type it makes, and what it gets without the config's help."""
+
+    module: ModuleType
+    returns: Any
+    context: tuple[str, ...] = ()
+
+
+PLACES = {
+    "data": Place(data, Dataset, ("split",)),
+    "schedule": Place(schedules, Schedule),
+    "parameterization": Place(parameterization, Parameterization, ("schedule",)),
+    "levels": Place(levels, levels.LevelSampler, ("schedule",)),
+    "weight": Place(weights, weights.Weight, ("schedule",)),
+    "network": Place(networks, Network, ("shape", "num_classes", "self_conditioning")),
+    "optimizer": Place(optim, optim.Optimizer),
+    "sampler": Place(sampling, Sampler),
+    "grid": Place(grids, Step, ("schedule",)),
+}
+"""The blocks that name a component."""
+
+DEFAULTS: dict[str, Any] = {
+    "seed": 0,
+    "data": {"name": "digits", "flip": False},
+    "schedule": {"name": "linear_beta"},
+    "parameterization": {"name": "eps"},
+    "levels": {"name": "uniform"},
+    "loss": {"norm": "l2", "self_conditioning": False},
+    "weight": {"name": "constant"},
+    "network": {"name": "unet"},
+    "optimizer": {"name": "adam"},
+    "ema": {"decays": (0.9999,), "warmup": False},
+    "training": {
+        "num_steps": placeholder(int, required=True),
+        "batch_size": 128,
+        "log_every": 100,
+        "checkpoint_every": 5000,
+        "keep_checkpoints": 3,
+        "sample_every": 5000,
+    },
+    "sampler": {"name": "ancestral", "threshold": "clip"},
+    "grid": {"name": "strided"},
+    "logging": {"tensorboard": True, "num_samples": 64, "sample_steps": placeholder(int)},
+}
+"""Plain DDPM; the two things without a default are the data set's own options and training.num_steps."""
+
+BESIDES_OPTIONS = {"data": ("flip",), "sampler": ("threshold",)}
+"""Keys of a component's block that are not handed to the component."""
+
+
+def config(**blocks: Any) -> ConfigDict:
+    """The full config: DEFAULTS with the given blocks laid over them, and a placeholder for every other option.
+
+    A block that gives its own "name" starts from that name alone. ValueError for an unknown block or key.
+    """
+    merged: dict[str, Any] = {}
+    for block in blocks:
+        if block not in DEFAULTS:
+            raise ValueError(f"the config has an unknown block {block!r}. {lookup.suggest(block, DEFAULTS)}")
+    for block, default in DEFAULTS.items():
+        given = blocks.get(block, {} if isinstance(default, dict) else default)
+        merged[block] = _block(block, default, given) if isinstance(default, dict) else given
+    return ConfigDict(merged)
+
+
+def _block(block: str, default: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = dict(default)
+    if block in PLACES:
+        place = PLACES[block]
+        types = lookup.option_types(place.module, place.returns, context=place.context)
+        options |= {name: placeholder(kind) for name, kind in types.items()}
+    for key in given:
+        if key not in options:
+            raise ValueError(f"the config has an unknown key {block}.{key}. {lookup.suggest(key, options)}")
+    return options | dict(given)
+
+
+def make(block: str, options: Mapping[str, Any], **context: Any) -> Any:
+    """The component of one block, built; see `lookup.make` for the errors."""
+    place = PLACES[block]
+    own = {key: value for key, value in options.items() if key not in BESIDES_OPTIONS.get(block, ())}
+    return lookup.make(place.module, place.returns, own, block=block, **context)
+
+
+def to_json(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain values, without the options that were left to their defaults."""
+    plain = config.copy_and_resolve_references().to_dict()
+    return {
+        block: {key: value for key, value in content.items() if value is not None}
+        if isinstance(content, dict)
+        else content
+        for block, content in plain.items()
+    }
+
+
+def from_json(tree: Mapping[str, Any]) -> ConfigDict:
+    """The config that to_json wrote, JSON's lists being tuples again."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    return config(**tuples(tree))

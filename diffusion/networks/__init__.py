@@ -1,0 +1,1 @@
+"""Networks behind one fence: nothing outside this package imports flax."""

@@ -1,0 +1,53 @@
+"""A residual multilayer perceptron for points (2-D toy data)."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion.networks.layers import Dense, LevelEmbedding
+from diffusion.networks.network import Network, conditioning, from_linen
+
+
+def mlp(
+    shape: tuple[int, ...],
+    channels: int = 128,
+    num_blocks: int = 3,
+    dropout: float = 0.0,
+    class_conditional: bool = False,
+    num_classes: int = 0,
+    self_conditioning: bool = False,
+) -> Network:
+    """A residual MLP over flattened samples of any shape, told the level in every block.
+
+    channels: width of the residual stream; num_blocks: residual blocks; the other arguments as in `unet`.
+    """
+    if channels < 2 or num_blocks < 1:
+        raise ValueError(f"got channels={channels}, num_blocks={num_blocks}; expected at least 2 and 1.")
+    example = conditioning(shape, class_conditional, num_classes, self_conditioning)
+    return from_linen(MLP(channels, num_blocks, dropout, num_classes if class_conditional else 0), shape, example)
+
+
+class MLP(nn.Module):
+    """See `mlp`."""
+
+    channels: int
+    num_blocks: int
+    dropout: float
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
+        shape = x.shape
+        if "x_0_hat" in cond:
+            x = jnp.concatenate([x, cond["x_0_hat"]], axis=-1)
+        emb = nn.swish(LevelEmbedding(self.channels, self.channels, self.num_classes, jnp.float32)(noise_cond, cond))
+        x = Dense(self.channels, jnp.float32)(x.reshape(shape[0], -1))
+        for _ in range(self.num_blocks):
+            h = Dense(self.channels, jnp.float32)(nn.swish(nn.LayerNorm()(x))) + Dense(self.channels, jnp.float32)(emb)
+            h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
+            x += Dense(self.channels, jnp.float32, zero=True)(h)
+        out = Dense(math.prod(shape[1:]), jnp.float32, zero=True)(nn.swish(nn.LayerNorm()(x)))
+        return out.reshape(shape)

@@ -1,0 +1,62 @@
+"""The fence between networks and everything else: a pair of pure functions."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffusion.types import Cond, Params
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as two pure functions.
+
+    init(key) -> params, float32.
+    apply(params, x, noise_cond, *, cond, key=None) -> output of x's shape, float32.
+        x [batch, ...]; noise_cond [] or [batch]: what the parameterization says of the level;
+        cond: further inputs, one row a sample ("label" int [batch], "x_0_hat" of x's shape): each network
+        says which ones it reads. key: randomness for dropout; None means none (evaluation).
+    """
+
+    init: Callable[[jax.Array], Params]
+    apply: Callable[..., jax.Array]
+
+
+def conditioning(
+    shape: tuple[int, ...], class_conditional: bool, num_classes: int, self_conditioning: bool
+) -> dict[str, jax.Array]:
+    """One example row of each cond entry that a network with these options reads."""
+    if class_conditional and num_classes < 1:
+        raise ValueError("class_conditional=True needs a data set with labels; this one has none.")
+    labels = {"label": jnp.zeros(1, jnp.int32)} if class_conditional else {}
+    estimate = {"x_0_hat": jnp.zeros((1, *shape))} if self_conditioning else {}
+    return labels | estimate
+
+
+def from_linen(module: nn.Module, shape: tuple[int, ...], example: Cond) -> Network:
+    """The Network of a Linen module whose call is (x, noise_cond [batch], cond, train).
+
+    shape is one sample's; example has one row of each cond entry that the module reads, for init.
+    """
+
+    def init(key: jax.Array) -> Params:
+        return module.init(key, jnp.zeros((1, *shape)), jnp.ones(1), example, False)["params"]
+
+    def apply(params: Params, x: jax.Array, noise_cond: Any, *, cond: Cond, key: jax.Array | None = None) -> jax.Array:
+        for name, value in example.items():
+            if name not in cond:
+                raise ValueError(
+                    f'the network is conditioned on {name!r}, but cond has {sorted(cond)}. Pass cond={{"{name}": ...}} '
+                    f"with one row of shape {value.shape[1:]} for each sample."
+                )
+        noise_cond = jnp.broadcast_to(jnp.asarray(noise_cond, jnp.float32), x.shape[:1])
+        rngs = None if key is None else {"dropout": key}
+        read = {name: cond[name] for name in example}
+        output: Any = module.apply({"params": params}, x, noise_cond, read, key is not None, rngs=rngs)
+        return output
+
+    return Network(init, apply)

@@ -1,0 +1,29 @@
+"""Ancestral sampling: DDPM's own sampler."""
+
+import functools
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from diffusion import gaussian, keys
+from diffusion.sampling.sampler import Sampler
+from diffusion.types import Denoiser, Step, expand
+
+
+@functools.cache
+def ancestral(variance: Literal["small", "large"] = "large") -> Sampler:
+    """Draws each x_{t-1} from N(posterior mean at x_0_hat, variance) (Ho et al. 2020, algorithm 2).
+
+    variance:  "large" is beta_t, right for data ~ N(0, I) and what DDPM's published samples use;
+               "small" is the posterior's own, right for data that is one point (section 3.2).
+    On a strided grid both are those of the shorter chain. The last step, to clean data, adds no noise.
+    """
+    if variance not in ("small", "large"):
+        raise ValueError(f"got variance={variance!r}, expected 'small' or 'large'.")
+
+    def step(denoise: Denoiser, x: Any, state: None, step: Step, keys_: Any) -> tuple[Any, None]:
+        mean, small, large = gaussian.posterior(denoise(x, step.now).x_0, x, step)
+        std = jnp.sqrt(small if variance == "small" else jnp.where(step.to.sigma > 0, large, 0.0))
+        return mean + expand(std, x) * keys.normal(keys_, x.shape[1:]), None
+
+    return Sampler(init=lambda x: None, step=step, order=1, nfe=lambda num_steps: num_steps)

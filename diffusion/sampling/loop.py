@@ -1,0 +1,59 @@
+"""The sampling loop: one `lax.scan` for every sampler."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion.keys import each_at_step
+from diffusion.sampling.sampler import Sampler
+from diffusion.types import AnyDenoiser, Prediction, SelfConditioned, Step, float32
+
+
+def sample(
+    sampler: Sampler, denoise: AnyDenoiser, x_T: Any, steps: Step, keys: Any, *, save_every: int | None = None
+) -> Any:
+    """x at the end of the grid, [batch, ...]; with save_every=k, (x, path).
+
+    x_T [batch, ...] at the level steps.now[0]; steps: a grid of n steps; keys [batch], one per sample.
+    path [1 + ceil(n / k), batch, ...] starts with x_T, goes on with every k-th state, ends with x.
+    """
+    num_steps = len(steps.h)
+    steps = float32(steps)
+    if save_every is not None and save_every < 1:
+        raise ValueError(f"got save_every={save_every}, expected a positive number of steps.")
+    path = None
+    if save_every is not None:
+        path = jnp.broadcast_to(x_T, (1 + -(-num_steps // save_every), *x_T.shape))
+
+    def move(carry: tuple[Any, Any, Any, Any], numbered: tuple[Any, Step]) -> tuple[tuple[Any, Any, Any, Any], None]:
+        x, state, x_0_hat, path = carry
+        i, step = numbered
+        remembering, recall = _with_memory(denoise, x_0_hat)
+        x, state = sampler.step(remembering, x, state, step, each_at_step(keys, i))
+        if save_every is not None:  # the states within one stretch overwrite each other; its last one stays
+            path = path.at[1 + i // save_every].set(x)
+        return (x, state, recall(), path), None
+
+    x_0_hat = jnp.zeros_like(x_T) if isinstance(denoise, SelfConditioned) else None
+    carry = (x_T, sampler.init(x_T), x_0_hat, path)
+    (x, _, _, path), _ = jax.lax.scan(move, carry, (jnp.arange(num_steps), steps))
+    return x if save_every is None else (x, path)
+
+
+def _with_memory(denoise: AnyDenoiser, x_0_hat: Any) -> tuple[Any, Any]:
+    """(denoiser, recall) where a self-conditioned denoiser is fed its last estimate and recall() returns it.
+
+    The memory is a Python list filled while the step is traced, so that a sampler which evaluates the
+    denoiser several times per step needs to know nothing of it.
+    """
+    if not isinstance(denoise, SelfConditioned):
+        return denoise, lambda: None
+    estimates = [x_0_hat]
+
+    def remembering(x: Any, level: Any) -> Prediction:
+        prediction = denoise.bind(estimates[-1])(x, level)
+        estimates.append(prediction.x_0)
+        return prediction
+
+    return remembering, lambda: estimates[-1]

@@ -1,0 +1,1 @@
+"""Training: state, one compiled step, checkpoints, logs and the loop that calls them."""

@@ -1,0 +1,93 @@
+"""What happens between updates: logging, checkpoints, sample grids."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from diffusion.training.checkpoint import Checkpoints
+from diffusion.training.logs import Logs, summarize
+from diffusion.training.loop import Hook
+from diffusion.training.state import TrainState
+
+
+class Recorder:
+    """Averages the metrics of each log_every updates into one row, on disk and in the progress bar.
+
+    Until then the metrics stay on the devices. Before a checkpoint they are all looked at, so that a state
+    whose loss or gradient was not finite is never saved.
+    """
+
+    def __init__(
+        self, logs: Logs, *, log_every: int, checkpoint_every: int, batch_size: int, first_step: int, num_steps: int
+    ) -> None:
+        self._logs, self._log_every, self._checkpoint_every = logs, log_every, checkpoint_every
+        self._batch_size, self._pending_from = batch_size, first_step
+        self._num_steps = num_steps
+        self._pending: list[dict[str, Any]] = []
+        self._clock, self._paused = time.perf_counter(), 0.0
+        self._shown = jax.process_index() == 0
+        quiet = not (self._shown and sys.stderr.isatty())
+        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=quiet, dynamic_ncols=True)
+
+    def __call__(self, state: TrainState, step: int, metrics: dict[str, Any], last: bool) -> None:
+        """Takes in one update's metrics."""
+        self._pending.append(metrics)
+        self._bar.update()
+        if step % self._log_every == 0 or last:
+            self._write_row(step)
+        elif step % self._checkpoint_every == 0:
+            summarize(self._pending_from, self._pending)
+        if last:
+            self._bar.close()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time spent in here does not count as training, nor does what the devices still had to finish before."""
+        jax.block_until_ready(self._pending)
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def _write_row(self, step: int) -> None:
+        row = summarize(self._pending_from, self._pending)
+        now = time.perf_counter()
+        seconds = now - self._clock - self._paused
+        row["images_per_second"] = self._batch_size * len(self._pending) / seconds
+        self._logs.scalars(step, row)
+        self._bar.set_postfix_str(f"loss {row['loss']:.4f}, {row['images_per_second']:.0f} images/s")
+        if self._shown and self._bar.disable:
+            left = (self._num_steps - step) * seconds / len(self._pending)
+            print(
+                f"step {step}/{self._num_steps}  loss {row['loss']:.4f}  "
+                f"{row['images_per_second']:.0f} images/s  about {left / 60:.1f} min left",
+                flush=True,
+            )
+        self._pending, self._pending_from = [], step
+        self._clock, self._paused = now, 0.0
+
+
+def saver(checkpoints: Checkpoints, *, every: int, recorder: Recorder) -> Hook:
+    """A hook that saves the state every so many updates, and after the last."""
+
+    def hook(state: TrainState, step: int, metrics: dict[str, Any], last: bool) -> None:
+        if step % every == 0 or last:
+            with recorder.paused():
+                checkpoints.save(state)
+
+    return hook
+
+
+def painter(paint: Callable[[TrainState, int], None], *, every: int, recorder: Recorder) -> Hook:
+    """A hook that calls paint(state, step) every so many updates; 0 switches it off."""
+
+    def hook(state: TrainState, step: int, metrics: dict[str, Any], last: bool) -> None:
+        if every and step % every == 0:
+            with recorder.paused():
+                paint(state, step)
+
+    return hook

@@ -1,0 +1,98 @@
+"""Metrics on disk: metrics.jsonl always, TensorBoard events beside it."""
+
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from diffusion.losses import LOG_SNR_BINS
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or the gradient stopped being a number; nothing is skipped or zeroed silently."""
+
+
+class Logs:
+    """Writes rows of scalars, and pictures; on any process but the first it writes nothing.
+
+    workdir: gets metrics.jsonl (one JSON object a row, with "step") and tensorboard/.
+    first_step: the step that training starts from. Rows beyond it, left by a run that was stopped after its
+    last checkpoint, are dropped, since those steps are now done again.
+    """
+
+    def __init__(self, workdir: Path, *, first_step: int, tensorboard: bool = True) -> None:
+        self._file, self._events = None, None
+        if jax.process_index() == 0:
+            _drop_rows_after(workdir / "metrics.jsonl", first_step)
+            self._file = open(workdir / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (kept open, see close)
+            if tensorboard:
+                from tensorboardX import SummaryWriter
+
+                self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+
+    def scalars(self, step: int, row: dict[str, float]) -> None:
+        """Appends one row."""
+        if self._file:
+            self._file.write(json.dumps({"step": step, **row}) + "\n")
+        if self._events:
+            for name, value in row.items():
+                self._events.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """A picture, uint8 [h, w, c], for TensorBoard."""
+        if self._events:
+            self._events.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        if self._file:
+            self._file.close()
+        if self._events:
+            self._events.close()
+
+
+def _drop_rows_after(file: Path, step: int) -> None:
+    """Rewrites the log without rows beyond `step` and without a half-written last line, atomically."""
+    if not file.exists():
+        return
+    kept = [line for line in file.read_text().splitlines(keepends=True) if _step_of(line) <= step]
+    new = file.with_suffix(".new")
+    new.write_text("".join(kept))
+    os.replace(new, file)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except json.JSONDecodeError:  # the process died in the middle of this line
+        return float("inf")
+
+
+def summarize(first_step: int, per_step: list[dict[str, Any]]) -> dict[str, float]:
+    """The mean metrics of consecutive steps, first_step + 1 onwards, from the devices in one transfer.
+
+    Losses by noise level are averaged over the samples that fell into each bin. NonFiniteLoss names the
+    first step whose loss or gradient is not finite.
+    """
+    fetched = jax.device_get(per_step)
+    for i, metrics in enumerate(fetched):
+        if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
+            raise NonFiniteLoss(
+                f"step {first_step + 1 + i}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}."
+            )
+    row = {name: float(np.mean([m[name] for m in fetched])) for name in ("loss", "grad_norm")}
+    loss, count = (np.sum([m[name] for m in fetched], axis=0) for name in ("bin_loss", "bin_count"))
+    for name, bin_loss, bin_count in zip(_bin_names(), loss, count, strict=True):
+        if bin_count:
+            row[name] = float(bin_loss / bin_count)
+    return row
+
+
+def _bin_names() -> list[str]:
+    edges = [f"{edge:g}" for edge in LOG_SNR_BINS]
+    inner = [f"loss/log_snr_{low}_to_{high}" for low, high in itertools.pairwise(edges)]
+    return [f"loss/log_snr_below_{edges[0]}", *inner, f"loss/log_snr_above_{edges[-1]}"]

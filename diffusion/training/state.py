@@ -1,0 +1,46 @@
+"""What training carries from step to step, and nothing else: no random key, no function."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from diffusion import devices
+from diffusion.types import Params
+
+
+class TrainState(NamedTuple):
+    """step: updates done, int32 []. ema: one average of the parameters for each decay, by its name."""
+
+    step: Any
+    params: Params
+    opt_state: Any
+    ema: dict[str, Params]
+
+
+def new_state(params: Params, optimizer: optax.GradientTransformation, ema_names: Iterable[str]) -> TrainState:
+    """The state at step 0; every average starts at the parameters themselves."""
+    averages = {name: jax.tree.map(jnp.copy, params) for name in ema_names}
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), averages)
+
+
+def shardings(state_shape: TrainState, mesh: Mesh) -> TrainState:
+    """Where each leaf of the state lives on the mesh: everything is replicated (data parallelism)."""
+    return jax.tree.map(lambda _: devices.replicated(mesh), state_shape)
+
+
+def abstract(make_state: Callable[[jax.Array], TrainState], mesh: Mesh) -> TrainState:
+    """The shapes, dtypes and shardings of the state that make_state(key) would make, with nothing allocated."""
+    shape = jax.eval_shape(make_state, jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shape, shardings(shape, mesh)
+    )
+
+
+def create(make_state: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh) -> TrainState:
+    """make_state(key), born on the mesh: no device ever holds more than its own share."""
+    shape = jax.eval_shape(make_state, key)
+    return jax.jit(make_state, out_shardings=shardings(shape, mesh))(key)

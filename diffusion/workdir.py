@@ -1,0 +1,86 @@
+"""A run's folder: what lies where, and whether a config may go on with what is there.
+
+    config.json      the whole config, as it was run          data.json     facts of the data set
+    checkpoints/     one folder per saved step                metrics.jsonl, tensorboard/
+    samples/         grids drawn during training, and what --mode=sample writes
+    loss.png         the loss curve, at the end
+
+The folder's name never changes, so the same command finds its own checkpoints again.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+MAY_CHANGE = (
+    *("training.num_steps", "training.log_every", "training.checkpoint_every", "training.sample_every"),
+    *("training.keep_checkpoints", "data.data_dir", "data.archive", "sampler.", "grid.", "logging."),
+)
+"""Keys that a continued run may set anew: none of them changes an update that was made."""
+
+
+def read(workdir: Path, name: str) -> Any:
+    """The content of one of the run's JSON files; FileNotFoundError says what a run folder looks like."""
+    file = Path(workdir) / name
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{workdir} holds no run: {file} is missing. Expected a folder that training wrote, such as the one that "
+            "`python main.py --config=configs/ddpm_digits.py --workdir=runs/digits` makes."
+        )
+    return json.loads(file.read_text())
+
+
+def write(workdir: Path, name: str, content: Any) -> None:
+    """Writes one of the run's JSON files, atomically."""
+    new = Path(workdir) / f"{name}.new"
+    new.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(new, Path(workdir) / name)
+
+
+def check(workdir: Path, config: Mapping[str, Any], bytes_needed: int) -> None:
+    """Raises before anything is spent if a run of this config cannot live in the folder; makes the folder.
+
+    ValueError: it holds a run of another config (the differing keys are listed), or a file is in the way.
+    OSError:    it cannot be written to, or the disk has less than bytes_needed left.
+    """
+    if (workdir / "config.json").exists():
+        _check_same(workdir, config)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except FileExistsError as error:
+        raise ValueError(f"--workdir={workdir} is a file; expected a folder, or a name that is still free.") from error
+    except OSError as error:
+        raise OSError(f"--workdir={workdir} cannot be written to ({error.strerror}). Choose another folder.") from error
+    free = shutil.disk_usage(workdir).free
+    if free < bytes_needed:
+        raise OSError(
+            f"the disk of --workdir={workdir} has {free / 1e9:.2f} GB left, but the checkpoints of this run need "
+            f"{bytes_needed / 1e9:.2f} GB. Free some space, choose another folder or lower training.keep_checkpoints."
+        )
+
+
+def _check_same(workdir: Path, config: Mapping[str, Any]) -> None:
+    there, here = (dict(flat(tree)) for tree in (read(workdir, "config.json"), json.loads(json.dumps(config))))
+    keys = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    changed = [key for key in keys if not key.startswith(MAY_CHANGE)]
+    if changed:
+        lines = [f"  {key}: {there.get(key, 'not set')} there, {here.get(key, 'not set')} now" for key in changed]
+        raise ValueError(
+            f"--workdir={workdir} holds a run of another config. These keys differ:\n" + "\n".join(lines) + "\n"
+            "Choose another --workdir for the new run, or repeat the old settings to continue the old one."
+        )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("block.key", value) for every leaf of nested mappings."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
