@@ -60,7 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "optimizer": {"name": "adam"},
     "ema": {"decays": (0.9999,), "warmup": False},
     "training": {
-        "num_steps": placeholder(int, required=True),
+        "num_steps": placeholder(int),
         "batch_size": 128,
         "log_every": 100,
         "checkpoint_every": 5000,
@@ -104,7 +104,7 @@ def _block(block: str, default: dict[str, Any], given: Mapping[str, Any]) -> dic
     return options | dict(given)
 
 
-def make(block: str, options: Mapping[str, Any], **context: Any) -> Any:
+def make(block: str, options: ConfigDict | Mapping[str, Any], **context: Any) -> Any:
     """The component of one block, built; see `lookup.make` for the errors."""
     place = PLACES[block]
     own = {key: value for key, value in options.items() if key not in BESIDES_OPTIONS.get(block, ())}

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import ModuleType, UnionType
 from typing import Any
 
@@ -42,10 +42,10 @@ def find(place: ModuleType, returns: Any, name: str, *, block: str) -> Callable[
     return known[name]
 
 
-def suggest(wrong: str, right: typing.Iterable[str]) -> str:
+def suggest(wrong: str, right: Iterable[str]) -> str:
     """'Did you mean ...? Known: ...' for an error message."""
     names = sorted(right)
-    near = difflib.get_close_matches(wrong, names, n=1)
+    near = [name for name in names if wrong and wrong in name] or difflib.get_close_matches(wrong, names, n=1)
     return (f"Did you mean {near[0]!r}? " if near else "") + "Known: " + ", ".join(names) + "."
 
 
@@ -76,7 +76,7 @@ def make(place: ModuleType, returns: Any, options: Mapping[str, Any], *, block: 
         raise ValueError(f"{block}.name={options['name']}: {error}") from error
 
 
-def option_types(place: ModuleType, returns: Any, *, context: typing.Collection[str]) -> dict[str, type]:
+def option_types(place: ModuleType, returns: Any, *, context: Collection[str]) -> dict[str, type]:
     """The plain type (int, float, bool, str, tuple) of every option that some component of the place takes."""
     types: dict[str, type] = {}
     for function in components(place, returns).values():
@@ -88,10 +88,8 @@ def option_types(place: ModuleType, returns: Any, *, context: typing.Collection[
 
 
 def _plain(hint: Any) -> type:
-    """int from `int | None`, tuple from `tuple[int, ...]`, str from `Literal["a", "b"]`."""
+    """int from `int | None`, tuple from `tuple[int, ...]`."""
     origin = typing.get_origin(hint)
-    if origin is typing.Literal:
-        return type(typing.get_args(hint)[0])
     if origin in (typing.Union, UnionType):
         return _plain(next(a for a in typing.get_args(hint) if a is not type(None)))
     return origin or hint

@@ -27,8 +27,12 @@ def sinusoidal_embedding(t: Float[Array, " batch"], width: int) -> Float[Array, 
 
 
 def num_groups(channels: int) -> int:
-    """The number of groups for group norm: the largest divisor of `channels` up to 32, DDPM's choice."""
-    return max(g for g in range(1, 33) if channels % g == 0)
+    """The number of groups for group norm: the largest divisor of `channels` up to 32 (DDPM's choice for its widths).
+
+    A group keeps at least 4 channels, as DDPM's do at 128: group norm takes away what is constant over a group,
+    so that with one channel each, the level embedding, constant over the pixels, would never be heard.
+    """
+    return max(g for g in range(1, 33) if channels % g == 0 and channels // g >= min(4, channels))
 
 
 class GroupNorm(nn.Module):

@@ -1,6 +1,6 @@
 """The U-Net of DDPM (Ho et al. 2020, appendix B): ResNet blocks, group norm, self-attention at chosen sizes."""
 
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ def unet(
     num_blocks: int = 2,
     attention_resolutions: tuple[int, ...] = (16,),
     dropout: float = 0.1,
-    block: Literal["resnet", "separable"] = "resnet",
+    block: str = "resnet",
     class_conditional: bool = False,
-    dtype: Literal["float32", "bfloat16"] = "float32",
+    dtype: str = "float32",
     num_classes: int = 0,
     self_conditioning: bool = False,
 ) -> Network:

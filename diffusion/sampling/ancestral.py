@@ -1,7 +1,7 @@
 """Ancestral sampling: DDPM's own sampler."""
 
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -11,7 +11,7 @@ from diffusion.types import Denoiser, Step, expand
 
 
 @functools.cache
-def ancestral(variance: Literal["small", "large"] = "large") -> Sampler:
+def ancestral(variance: str = "large") -> Sampler:
     """Draws each x_{t-1} from N(posterior mean at x_0_hat, variance) (Ho et al. 2020, algorithm 2).
 
     variance:  "large" is beta_t, right for data ~ N(0, I) and what DDPM's published samples use;

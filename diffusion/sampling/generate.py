@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from diffusion.sampling.sampler import Sampler
 from diffusion.types import AnyDenoiser, Cond, Denoiser, Step, float32
 
 
+@runtime_checkable
 class Model(Protocol):
     """What `generate` needs of a trained run; `build.Run` is one."""
 
@@ -114,7 +115,7 @@ def _draw(
 def _parts(
     model: Any, sampler: Sampler | None, num_steps: int | None, shape: tuple[int, ...] | None, steps: Step | None
 ) -> tuple[Callable[[Any, Cond], AnyDenoiser], Any, tuple[int, ...], Sampler, Step]:
-    if hasattr(model, "denoiser"):
+    if isinstance(model, Model):
         grid = model.grid(num_steps) if steps is None else steps
         return model.denoiser, model.params, tuple(shape or model.shape), sampler or model.sampler, grid
     if shape is None or steps is None or sampler is None or num_steps is not None:

@@ -65,7 +65,7 @@ def _drop_rows_after(file: Path, step: int) -> None:
     os.replace(new, file)
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | float:
     try:
         return json.loads(line)["step"]
     except json.JSONDecodeError:  # the process died in the middle of this line

@@ -43,4 +43,6 @@ def abstract(make_state: Callable[[jax.Array], TrainState], mesh: Mesh) -> Train
 def create(make_state: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh) -> TrainState:
     """make_state(key), born on the mesh: no device ever holds more than its own share."""
     shape = jax.eval_shape(make_state, key)
-    return jax.jit(make_state, out_shardings=shardings(shape, mesh))(key)
+    # dozens of random initialisers take XLA's CPU compiler longer to optimise than to run unoptimised, by far
+    options = {"xla_backend_optimization_level": 0} if mesh.devices.flat[0].platform == "cpu" else None
+    return jax.jit(make_state, out_shardings=shardings(shape, mesh), compiler_options=options)(key)

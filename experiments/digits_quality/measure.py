@@ -1,0 +1,79 @@
+"""How good are the digits? Prints a table of Frechet distances; see README.md beside this file.
+
+    python experiments/digits_quality/measure.py --workdir=runs/digits
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from diffusion import build, sampling
+from diffusion.data.digits import digits
+from diffusion.data.scaling import to_unit_range
+from diffusion.metrics.frechet import frechet_distance, statistics
+
+
+class DigitClassifier:
+    """A small classifier of real digits; its last hidden layer is the feature space of the distance."""
+
+    def __init__(self, images, labels):
+        from sklearn.neural_network import MLPClassifier
+
+        self._net = MLPClassifier((128, 64), early_stopping=False, max_iter=60, random_state=0)
+        self._net.fit(images.reshape(len(images), -1), labels)
+
+    def features(self, images):
+        hidden = images.reshape(len(images), -1)
+        for weights, bias in list(zip(self._net.coefs_, self._net.intercepts_, strict=True))[:-1]:
+            hidden = np.maximum(hidden @ weights + bias, 0)
+        return hidden
+
+    def classify(self, images):
+        return self._net.predict(images.reshape(len(images), -1))
+
+
+def real(split):
+    dataset = digits(split)
+    records = [dataset.source[i] for i in range(len(dataset))]
+    images = np.stack([to_unit_range(r["image"], dataset.num_values) for r in records])
+    return images, np.array([r["label"] for r in records])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", default="runs/digits")
+    parser.add_argument("--num_samples", type=int, default=1024)
+    parser.add_argument("--ddim_steps", type=int, nargs="*", default=[20, 50])
+    args = parser.parse_args()
+    (train, train_labels), (test, test_labels) = real("train"), real("test")
+    classifier = DigitClassifier(train, train_labels)
+    accuracy = (classifier.classify(test) == test_labels).mean()
+    everything = np.concatenate([train, test])
+    reference = statistics(classifier.features(everything))
+
+    run = build.load(args.workdir)
+    print(f"classifier: {accuracy:.1%} of {len(test)} test digits right; checkpoint: step {run.step}")
+    print("| images | n | against | Frechet distance | seconds |")
+    print("|---|---|---|---|---|")
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(everything))
+        halves = [statistics(classifier.features(everything[part])) for part in (order[::2], order[1::2])]
+        counts = f"{halves[0].count} | the other {halves[1].count}"
+        print(f"| half of the real digits, split {seed} | {counts} | {frechet_distance(*halves):.2f} | |")
+    ways = [("ancestral", None)] + [("ddim", steps) for steps in args.ddim_steps]
+    for name, num_steps in ways:
+        start = time.perf_counter()
+        drawn = sampling.generate(run.with_sampler(name), num_samples=args.num_samples, seed=1, num_steps=num_steps)
+        seconds = time.perf_counter() - start
+        distance = frechet_distance(statistics(classifier.features(drawn)), reference)
+        way = f"{name}, {num_steps or run.schedule.num_steps} steps"
+        print(f"| {way} | {len(drawn)} | all {reference.count} | {distance:.2f} | {seconds:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

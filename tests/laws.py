@@ -1,0 +1,74 @@
+"""Oracles that the tests share: closed forms, recomputed independently of the code under test."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion.types import NoiseLevel, Prediction, Step, expand
+
+
+class Tables(NamedTuple):
+    """DDPM's tables, float64, index 0 standing for t = 0 (clean), written as in the paper."""
+
+    betas: np.ndarray
+    alpha_bar: np.ndarray
+    posterior_x_0: np.ndarray  # coefficient of x_0 in mu tilde (eq. 7)
+    posterior_x_t: np.ndarray
+    posterior_variance: np.ndarray
+
+
+def ddpm_tables(betas):
+    betas = np.concatenate([[0.0], np.asarray(betas, np.float64)])
+    alpha_bar = np.cumprod(1 - betas)
+    before = np.concatenate([[1.0], alpha_bar[:-1]])
+    with np.errstate(invalid="ignore"):
+        return Tables(
+            betas,
+            alpha_bar,
+            np.sqrt(before) * betas / (1 - alpha_bar),
+            np.sqrt(1 - betas) * (1 - before) / (1 - alpha_bar),
+            (1 - before) / (1 - alpha_bar) * betas,
+        )
+
+
+def linear_betas(num_steps=1000):
+    return np.linspace(1e-4, 0.02, num_steps)
+
+
+def gaussian_denoiser(mean, std):
+    """The exact denoiser of data ~ N(mean, std^2 I): E[x_0 | x_t], linear in x_t."""
+
+    def denoise(x, level: NoiseLevel) -> Prediction:
+        alpha, sigma = expand(level.alpha, x), expand(level.sigma, x)
+        gain = alpha * std**2 / (alpha**2 * std**2 + sigma**2)
+        x_0 = mean + gain * (x - alpha * mean)
+        return Prediction(x_0, (x - alpha * x_0) / sigma)
+
+    return denoise
+
+
+def perfect_denoiser(x_0):
+    """The denoiser of data that is the single point x_0."""
+
+    def denoise(x, level: NoiseLevel) -> Prediction:
+        target = jnp.broadcast_to(x_0, x.shape)
+        return Prediction(target, (x - expand(level.alpha, x) * target) / expand(level.sigma, x))
+
+    return denoise
+
+
+def step_at(schedule, now, to):
+    """One step of the schedule between two times, float64."""
+    now, to = schedule.level(now), schedule.level(to)
+    return Step(now, to, to.log_snr - now.log_snr)
+
+
+def rows(steps: Step):
+    """The single steps of a grid, in order."""
+    for i in range(len(steps.h)):
+        yield Step(
+            NoiseLevel(*(column[i] for column in steps.now)),
+            NoiseLevel(*(column[i] for column in steps.to)),
+            steps.h[i],
+        )

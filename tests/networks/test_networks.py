@@ -1,0 +1,167 @@
+"""Laws that every network keeps, and the U-Net's published size."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from diffusion import lookup, networks
+from diffusion.networks.network import Network
+from diffusion.networks.unet import unet
+
+SMALL = {"unet": {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)}, "mlp": {}}
+NETWORKS = lookup.components(networks, Network)
+
+
+def size(network):
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(network.init, jax.random.key(0))))
+
+
+def compiled(network):
+    """The network with its functions jitted, which is much faster to test than one operation at a time."""
+    init = jax.jit(network.init, compiler_options={"xla_backend_optimization_level": 0})
+    return Network(init, jax.jit(network.apply))
+
+
+def small(name, **options):
+    return compiled(NETWORKS[name](**({"shape": (8, 8, 3)} | SMALL[name] | options)))
+
+
+def noisy_params(network):
+    """Parameters that are nowhere zero, so that every input reaches the output."""
+    params = network.init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+def test_the_cifar10_unet_has_ddpms_number_of_parameters():
+    assert size(unet((32, 32, 3))) == 35_746_307
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+class TestEveryNetwork:
+    def test_starts_at_zero_in_float32(self, name):
+        network = small(name)
+        params = network.init(jax.random.key(0))
+        x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+        np.testing.assert_array_equal(network.apply(params, x, jnp.array([1, 1000]), cond={}), jnp.zeros_like(x))
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+    def test_dropout_follows_its_key_and_none_means_none(self, name):
+        network = small(name, dropout=0.5)
+        params, x = noisy_params(network), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+        out = [
+            network.apply(params, x, 5, cond={}, key=key)
+            for key in (jax.random.key(2), jax.random.key(2), jax.random.key(3))
+        ]
+        np.testing.assert_array_equal(out[0], out[1])
+        assert jnp.abs(out[0] - out[2]).max() > 0.01
+        plain = small(name, dropout=0.0).apply(params, x, 5, cond={})
+        np.testing.assert_array_equal(network.apply(params, x, 5, cond={}), plain)
+
+    def test_samples_do_not_see_each_other(self, name):
+        network = small(name)
+        params, x = noisy_params(network), jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+        t = jnp.array([1, 10, 100, 1000])
+        whole = network.apply(params, x, t, cond={})
+        alone = network.apply(params, x[2:3], t[2:3], cond={})
+        np.testing.assert_allclose(whole[2:3], alone, rtol=1e-4, atol=1e-4)
+
+    def test_the_level_the_label_and_the_estimate_reach_the_output(self, name):
+        network = small(name, class_conditional=True, num_classes=3, self_conditioning=True)
+        params, x = noisy_params(network), jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
+        cond = {"label": jnp.array([0]), "x_0_hat": jnp.zeros_like(x)}
+        base = network.apply(params, x, 10, cond=cond)
+        for t, change in [(900, {}), (10, {"label": jnp.array([2])}), (10, {"x_0_hat": jnp.ones_like(x)})]:
+            assert jnp.abs(network.apply(params, x, t, cond=cond | change) - base).max() > 1e-3
+
+    def test_a_missing_input_is_named(self, name):
+        network = small(name, class_conditional=True, num_classes=3)
+        with pytest.raises(ValueError, match="conditioned on 'label', but cond has \\[\\]"):
+            network.apply(network.init(jax.random.key(0)), jnp.zeros((1, 8, 8, 3)), 1, cond={})
+        with pytest.raises(ValueError, match="needs a data set with labels"):
+            small(name, class_conditional=True)
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 1), (16, 4, 5)])
+@pytest.mark.parametrize("block", ["resnet", "separable"])
+def test_the_unet_takes_any_channels_and_shapes_that_its_levels_allow(shape, block):
+    network = compiled(unet(shape, **SMALL["unet"] | {"channel_mults": (1, 2, 3), "block": block}))
+    params, x = noisy_params(network), jax.random.normal(jax.random.key(1), (2, *shape))
+    moved = network.apply(params, x.at[0, 0, 0, 0].add(1.0), 7, cond={}) - network.apply(params, x, 7, cond={})
+    assert moved.shape == x.shape
+    assert (jnp.abs(moved[0]).max(axis=(0, 1)) > 0).all(), "every output channel sees the input"
+    assert not moved[1].any()
+
+
+def test_separable_blocks_are_light():
+    """A 3x3 convolution of c channels has 9 c^2 weights, its depthwise-separable twin 9 c + c^2."""
+
+    def kernels(block):
+        params = jax.eval_shape(unet((8, 8, 3), **SMALL["unet"], block=block).init, jax.random.key(0))
+        return sum(
+            k.size for path, k in jax.tree.leaves_with_path(params["Block_0"]) if "Conv" in str(path) and k.ndim == 4
+        )
+
+    assert (kernels("resnet"), kernels("separable")) == (2 * 9 * 8**2, 2 * (9 * 8 + 8**2))
+
+
+def test_attention_stands_where_it_is_asked_for():
+    def attentions(resolutions):
+        network = unet((16, 8, 1), **SMALL["unet"] | {"attention_resolutions": resolutions})
+        return str(jax.eval_shape(network.init, jax.random.key(0))).count("'q'")
+
+    assert attentions(()) == 1, "the middle always has one"
+    assert attentions((8,)) == 1 + 1 + 2, "the longer side counts: 16x8 is halved to 8x4"
+    assert attentions((8, 16)) == 1 + 2 + 4
+
+
+def test_bfloat16_computes_near_float32_and_returns_float32():
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+    full, half = small("unet"), small("unet", dtype="bfloat16")
+    params = noisy_params(full)
+    out = half.apply(params, x, 5, cond={})
+    assert out.dtype == jnp.float32
+    expected = full.apply(params, x, 5, cond={})
+    assert jnp.abs(out - expected).max() < 0.05 * jnp.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"shape": (30, 32, 3)}, "multiples of 8, such as 24x32 or 32x40"),
+        ({"shape": (2,)}, "use network.name=mlp"),
+        ({"dropout": 1.0}, "probability"),
+        ({"num_blocks": 0}, "num_blocks >= 1"),
+        ({"block": "dense"}, "expected one of: resnet, separable"),
+        ({"dtype": "float16"}, "expected one of: float32, bfloat16"),
+    ],
+)
+def test_errors(options, words):
+    with pytest.raises(ValueError, match=words):
+        unet(**{"shape": (32, 32, 3)} | options)
+
+
+def test_an_nnx_network_fits_the_fence():
+    """Nothing outside networks/ knows Linen: a network of another library needs these lines and no more."""
+
+    class Points(nnx.Module):
+        def __init__(self, rngs):
+            self.hidden, self.out = nnx.Linear(3, 16, rngs=rngs), nnx.Linear(16, 2, rngs=rngs)
+
+        def __call__(self, x, t):
+            return self.out(nnx.swish(self.hidden(jnp.concatenate([x, t[:, None]], axis=1))))
+
+    graph = nnx.split(Points(nnx.Rngs(0)))[0]
+
+    def apply(params, x, noise_cond, *, cond, key=None):
+        return nnx.merge(graph, params)(x, jnp.broadcast_to(jnp.asarray(noise_cond, x.dtype), x.shape[:1]))
+
+    network = Network(lambda key: nnx.split(Points(nnx.Rngs(key)))[1], apply)
+    params = network.init(jax.random.key(0))
+    x = jnp.ones((5, 2))
+    h = jnp.concatenate([x, jnp.full((5, 1), 3.0)], axis=1) @ params["hidden"]["kernel"][...]
+    expected = nnx.swish(h) @ params["out"]["kernel"][...]
+    np.testing.assert_allclose(network.apply(params, x, 3, cond={}), expected, rtol=1e-5)

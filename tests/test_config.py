@@ -1,0 +1,142 @@
+"""Configs: every option is a flag, every mistake is named, and what was run can be read back."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion import build, sampling
+from diffusion.config import config, from_json, to_json
+
+CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem != "__init__")
+TINY_UNET = {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()}
+
+
+def tiny(**blocks):
+    """A run on digits that builds in a moment; blocks override."""
+    base = {"network": {"name": "unet", **TINY_UNET}, "training": {"num_steps": 4, "batch_size": 8}}
+    return config(**base | blocks)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds_and_takes_one_step_at_tiny_size(name):
+    full = importlib.import_module(f"configs.{name}").get_config()
+    assert from_json(json.loads(json.dumps(to_json(full)))) == full
+    full.network.update({k: v for k, v in TINY_UNET.items() if k in full.network})
+    run = build.build(full, build.Facts((8, 8, 3), 256, tuple("abcdefghij")))
+    batch = {"image": jax.random.uniform(jax.random.key(0), (4, 8, 8, 3)), "label": np.arange(4)}
+    state = run.new_state(jax.random.key(0))
+    (loss, _), grads = jax.jit(jax.value_and_grad(run.loss, has_aux=True))(state.params, batch, jax.random.key(1))
+    assert np.isfinite(loss)
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
+
+
+def test_the_cifar10_recipe_is_the_published_one():
+    """Ho et al. 2020, appendix B, and its code."""
+    full = importlib.import_module("configs.ddpm_cifar10").get_config()
+    assert to_json(full) == {
+        "seed": 0,
+        "data": {"name": "cifar10", "flip": True},
+        "schedule": {"name": "linear_beta"},
+        "parameterization": {"name": "eps"},
+        "levels": {"name": "uniform"},
+        "loss": {"norm": "l2", "self_conditioning": False},
+        "weight": {"name": "constant"},
+        "network": {"name": "unet"},
+        "optimizer": {"name": "adam", "learning_rate": 2e-4, "warmup_steps": 5000, "clip_norm": 1.0},
+        "ema": {"decays": (0.9999,), "warmup": False},
+        "training": {**to_json(full)["training"], "num_steps": 800_000, "batch_size": 128},
+        "sampler": {"name": "ancestral", "threshold": "clip"},
+        "grid": {"name": "strided"},
+        "logging": to_json(full)["logging"],
+    }
+    run = build.build(full, build.Facts((32, 32, 3), 256, ()))
+    sizes = jax.eval_shape(run.network.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(sizes)) == 35_746_307
+    assert run.sampler is sampling.ancestral()
+    np.testing.assert_array_equal(run.grid().now.t, np.arange(1000, 0, -1))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        ({"shedule": {"name": "linear_beta"}}, "unknown block 'shedule'. Did you mean 'schedule'"),
+        ({"schedule": {"name": "linear_beta", "beta1": 1e-4}}, "unknown key schedule.beta1. Did you mean 'beta_1'"),
+        ({"training": {"steps": 4}}, "unknown key training.steps"),
+    ],
+)
+def test_unknown_keys_are_named_with_the_right_ones(blocks, words):
+    with pytest.raises(ValueError, match=words):
+        tiny(**blocks)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "words"),
+    [
+        (
+            {"schedule": {"name": "cosine"}},
+            "schedule.name is 'cosine', which is not known. Did you mean .*Known: constant_beta, cosine_alpha_bar",
+        ),
+        (
+            {"schedule": {"name": "linear_beta", "s": 0.1}},
+            "schedule.s is not an option of schedule.name=linear_beta. It takes: num_steps, beta_1, beta_T",
+        ),
+        ({"schedule": {"name": "linear_beta", "num_steps": 0}}, "schedule.name=linear_beta: got num_steps=0, expected"),
+        ({"schedule": {"name": "linear_beta", "beta_T": 1.5}}, "expected every beta strictly between 0 and 1"),
+        ({"schedule": {"name": "from_betas"}}, "schedule.name=from_betas needs schedule.betas"),
+        ({"parameterization": {"name": "noise"}}, "Known: eps, mean, score, v, x_0"),
+        ({"weight": {"name": "snr"}}, "Known: constant, min_snr, p2, vlb"),
+        ({"loss": {"norm": "l3"}}, "Known: huber, l1, l2"),
+        ({"levels": {"name": "uniformly"}}, "Did you mean 'uniform'"),
+        ({"sampler": {"name": "ddimm"}}, "Did you mean 'ddim'.*Known: ancestral, ddim"),
+        ({"sampler": {"name": "ancestral", "threshold": "dynamc"}}, "sampler.threshold.*Did you mean 'dynamic'"),
+        ({"sampler": {"name": "ddim", "eta": 2.0}}, "sampler.name=ddim: got eta=2.0"),
+        ({"grid": {"name": "strided", "num_steps": 2000}}, "expected 1..1000"),
+        ({"optimizer": {"name": "sgd"}}, "Known: adam, adamw"),
+        ({"ema": {"decays": (2.0,)}}, "ema.decays has 2.0"),
+        ({"data": {"name": "cifar100"}}, "Known: cifar10, digits, fashion_mnist, image_folder, mnist, tfds"),
+        ({"data": {"name": "image_folder"}}, "data.name=image_folder needs data.path"),
+        ({"data": {"name": "image_folder", "path": "/nowhere"}}, "/nowhere"),
+        ({"network": {"name": "unet", "channel_mults": (1, 1, 1, 1, 1)}}, "images of 8x8 do not fit 5 levels"),
+        ({"training": {"num_steps": 0}}, "training.num_steps is 0"),
+        ({"training": {"batch_size": 8}}, "training.num_steps is None"),
+    ],
+)
+def test_every_wrong_value_is_one_clear_error_before_any_work(blocks, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        build.build(tiny(**blocks))
+
+
+def test_every_option_is_a_placeholder_and_so_a_flag():
+    full = tiny()
+    full.schedule.name = "cosine_alpha_bar"
+    full.schedule.s = 0.02
+    full.sampler.name = "ddim"
+    full.sampler.eta = 0.5
+    full.loss.norm = "l1"
+    run = build.build(full)
+    exact = np.cos((500 / 1000 + 0.02) / 1.02 * np.pi / 2) ** 2 / np.cos(0.02 / 1.02 * np.pi / 2) ** 2
+    assert run.schedule.level(500).alpha ** 2 == pytest.approx(exact, rel=1e-9)
+    assert run.sampler is sampling.ddim(eta=0.5)
+
+
+def test_conditional_runs_read_labels_and_draw_the_classes_in_turn():
+    run = build.build(tiny(network={"name": "unet", **TINY_UNET, "class_conditional": True}))
+    batch = run.batches()[0]
+    params = run.new_state(jax.random.key(0)).params
+    assert np.isfinite(run.loss(params, batch, jax.random.key(0))[0])
+    np.testing.assert_array_equal(run.cond(12)["label"], [*range(10), 0, 1])
+    images = sampling.generate(run.with_params(params), num_samples=12, num_steps=2, cond=run.cond(12))
+    assert np.abs(images).max() <= 1
+
+
+def test_self_conditioned_runs_train_and_sample_with_every_sampler():
+    run = build.build(tiny(loss={"norm": "l2", "self_conditioning": True}))
+    params = run.new_state(jax.random.key(0)).params
+    assert np.isfinite(run.loss(params, run.batches()[0], jax.random.key(0))[0])
+    for sampler in (sampling.ancestral(), sampling.ddim()):
+        images = sampling.generate(run.with_params(params), num_samples=8, num_steps=3, sampler=sampler)
+        assert np.isfinite(images).all()

@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import levels, losses, parameterization, weights
+from diffusion.gaussian import diffuse
+from diffusion.keys import stream
+from diffusion.losses import LOG_SNR_BINS, denoising_loss
+from diffusion.schedules import linear_beta
+from diffusion.types import expand
+
+SCHEDULE = linear_beta()
+OPTIONS = {"levels": levels.uniform(SCHEDULE), "param": parameterization.eps(), "weight": weights.constant()}
+BATCH = {"image": jax.random.uniform(jax.random.key(7), (64, 4, 4, 1), minval=-1, maxval=1)}
+KEY = jax.random.key(1)
+
+
+def zero(params, x, noise_cond, *, cond, key):
+    return jnp.zeros_like(x)
+
+
+def noise_and_level():
+    return jax.random.normal(stream(KEY, "noise"), BATCH["image"].shape), OPTIONS["levels"](stream(KEY, "levels"), 64)
+
+
+@pytest.mark.parametrize(
+    ("norm", "rho"),
+    [("l2", np.square), ("l1", np.abs), ("huber", lambda r: np.where(np.abs(r) < 1, r * r / 2, np.abs(r) - 0.5))],
+)
+def test_a_network_of_zeros_pays_the_norm_of_the_noise(norm, rho):
+    eps, _ = noise_and_level()
+    loss, _ = denoising_loss(zero, None, BATCH, KEY, norm=norm, **OPTIONS)
+    assert loss == pytest.approx(rho(np.asarray(eps, np.float64)).mean(), rel=1e-6)
+
+
+def test_the_network_sees_x_t_and_t_and_a_perfect_one_pays_nothing():
+    eps, level = noise_and_level()
+
+    def perfect(params, x, noise_cond, *, cond, key):
+        np.testing.assert_allclose(x, diffuse(BATCH["image"], eps, level), rtol=1e-6)
+        np.testing.assert_array_equal(noise_cond, level.t)
+        return (x - expand(level.alpha, x) * BATCH["image"]) / expand(level.sigma, x)
+
+    assert denoising_loss(perfect, None, BATCH, KEY, **OPTIONS)[0] < 1e-9
+
+
+def test_the_weight_multiplies_each_sample():
+    eps, level = noise_and_level()
+    options = OPTIONS | {"weight": weights.min_snr()}
+    loss, _ = denoising_loss(zero, None, BATCH, KEY, **options)
+    weight = np.minimum(1, 5 / np.exp(np.asarray(level.log_snr, np.float64)))
+    assert loss == pytest.approx((weight * np.square(eps).mean((1, 2, 3))).mean(), rel=1e-5)
+
+
+def test_bins_add_up_to_the_loss_and_hold_the_right_samples():
+    _, level = noise_and_level()
+    loss, metrics = denoising_loss(zero, None, BATCH, KEY, **OPTIONS)
+    assert metrics["bin_loss"].sum() / 64 == pytest.approx(float(loss), rel=1e-6)
+    edges = np.array([-np.inf, *LOG_SNR_BINS, np.inf])
+    np.testing.assert_array_equal(metrics["bin_count"], np.histogram(level.log_snr, edges)[0])
+
+
+def test_cond_is_what_else_the_batch_holds():
+    seen = []
+
+    def network(params, x, noise_cond, *, cond, key):
+        seen.append(cond)
+        return x
+
+    denoising_loss(network, None, BATCH | {"label": jnp.arange(64)}, KEY, **OPTIONS)
+    assert [set(cond) for cond in seen] == [{"label"}], "one call, and no self-conditioning input when it is off"
+
+
+def test_self_conditioning_feeds_back_the_first_estimate_to_half_of_the_samples_without_gradient():
+    calls = []
+
+    def network(scale, x, noise_cond, *, cond, key):
+        calls.append(cond["x_0_hat"])
+        return scale * x
+
+    def loss(scale):
+        return denoising_loss(network, scale, BATCH, KEY, self_conditioning=True, **OPTIONS)[0]
+
+    loss(jnp.float32(0.3))
+    first, second = calls
+    assert not first.any()
+    eps, level = noise_and_level()
+    x_t = diffuse(BATCH["image"], eps, level)
+    estimate = parameterization.eps().predict(0.3 * x_t, x_t, level).x_0
+    fed = np.asarray((second != 0).any(axis=(1, 2, 3)))
+    assert 20 <= fed.sum() <= 44, "a coin for each of 64 samples"
+    np.testing.assert_allclose(second[fed], estimate[fed], rtol=1e-5, atol=1e-5)
+
+    def through_estimate(scale):
+        return denoising_loss(fed_back_only(), scale, BATCH, KEY, self_conditioning=True, **OPTIONS)[0]
+
+    gradient = jax.grad(through_estimate)(0.3)
+    assert gradient == 0
+
+
+def fed_back_only():
+    """A network whose output depends on its parameter only through the estimate that is fed back."""
+    outputs = iter([True, False])
+
+    def network(params, x, noise_cond, *, cond, key):
+        return params * x if next(outputs) else cond["x_0_hat"]
+
+    return network
+
+
+def test_an_unknown_norm_lists_the_right_ones():
+    with pytest.raises(ValueError, match="loss.norm is 'l3', which is not known. .*Known: huber, l1, l2"):
+        losses.check_norm("l3")

@@ -1,0 +1,265 @@
+"""The program as a user runs it: train, stop, continue, sample, and be told what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from diffusion import build, commands, sampling
+from diffusion.config import config
+from diffusion.training.logs import NonFiniteLoss
+
+ROOT = Path(__file__).parents[1]
+SMALL = {
+    "network": {"name": "unet", "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()},
+    "schedule": {"name": "linear_beta_scaled", "num_steps": 25},
+    "optimizer": {"name": "adam", "learning_rate": 1e-3},
+    "logging": {"num_samples": 8, "tensorboard": False},
+}
+TRAINING = {"num_steps": 24, "batch_size": 16, "log_every": 4, "checkpoint_every": 8, "sample_every": 0}
+
+
+def small(**training):
+    return config(**SMALL, training=TRAINING | training)
+
+
+def leaves(folder, step):
+    tree = ocp.PyTreeCheckpointer().restore(folder / "checkpoints" / str(step) / "state")
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def rows(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert commands.train(small(sample_every=12), folder)
+    return folder
+
+
+class TestTraining:
+    def test_everything_lies_in_the_folder(self, whole):
+        assert [row["step"] for row in rows(whole)] == [4, 8, 12, 16, 20, 24]
+        assert rows(whole)[-1]["loss"] < rows(whole)[0]["loss"]
+        steps = sorted(int(p.name) for p in (whole / "checkpoints").iterdir())
+        assert steps == [8, 16, 24]
+        about = json.loads((whole / "checkpoints/24/about/metadata").read_text())
+        assert about["config"]["training"]["num_steps"] == 24
+        assert about["versions"]["jax"] == jax.__version__
+        names = {p.name for p in (whole / "samples").iterdir()}
+        assert names == {f"step_{s:07d}_{n}.png" for s in (12, 24) for n in ("raw", "ema")}
+        assert Image.open(whole / "samples.png").size == (3 * 33 - 1, 3 * 33 - 1)
+        assert Image.open(whole / "loss.png").size == (1200, 480)
+
+    def test_a_run_that_was_stopped_continues_bit_for_bit(self, whole, tmp_path, capsys):
+        folder = tmp_path / "run"
+        assert commands.train(small(num_steps=16), folder)
+        assert commands.train(small(), folder)
+        assert "restored step 16" in capsys.readouterr().out
+        assert rows(folder) == rows(whole)
+        expected = leaves(whole, 24)
+        for name, value in leaves(folder, 24).items():
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+    def test_a_finished_run_has_nothing_to_do(self, whole, capsys):
+        assert commands.train(small(sample_every=12), whole)
+        assert "nothing to do" in capsys.readouterr().out
+
+    def test_another_config_in_the_same_folder_is_refused_with_the_keys_that_differ(self, whole):
+        other = small()
+        other.optimizer.learning_rate = 5e-4
+        other.schedule.name = "cosine_alpha_bar"
+        with pytest.raises(commands.Refused) as refusal:
+            commands.train(other, whole)
+        assert "optimizer.learning_rate: 0.001 there, 0.0005 now" in str(refusal.value)
+        assert "schedule.name: linear_beta_scaled there, cosine_alpha_bar now" in str(refusal.value)
+        assert "training" not in str(refusal.value)
+
+    def test_an_impossible_folder_is_refused(self, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(commands.Refused, match="is a file"):
+            commands.train(small(), tmp_path / "file")
+        monkeypatch.setattr("shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and _Usage(1000))
+        with pytest.raises(commands.Refused, match=r"0.00 GB left, but the checkpoints of this run need 0.00 GB"):
+            commands.train(small(), tmp_path / "run")
+
+    def test_a_batch_that_the_devices_cannot_share_is_refused(self, tmp_path):
+        with pytest.raises(
+            commands.Refused, match="training.batch_size is 12, which 8 devices cannot share .* such as 16"
+        ):
+            commands.train(small(batch_size=12), tmp_path)
+
+    def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(self, whole, tmp_path):
+        folder = tmp_path / "run"
+        assert commands.train(small(num_steps=8), folder)
+        bad = small()
+        bad.optimizer.learning_rate = 1e-3
+        original = build.build
+
+        def explode_later(config, facts=None):
+            run = original(config, facts)
+
+            def loss(params, batch, key):
+                value, metrics = run.loss(params, batch, key)
+                value = value / jax.numpy.where(key_is_step_13(key), 0.0, 1.0)
+                return value, {**metrics, "loss": value}
+
+            return build.dataclasses.replace(run, loss=loss)
+
+        marker = jax.random.key_data(jax.random.fold_in(build_train_key(), 12))
+
+        def key_is_step_13(key):
+            return (jax.random.key_data(key) == marker).all()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(build, "build", explode_later)
+            with pytest.raises(NonFiniteLoss, match="step 13: loss inf.*last good checkpoint is step 8"):
+                commands.train(bad, folder)
+        assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir()) == [8]
+        assert [row["step"] for row in rows(folder)] == [4, 8, 12]
+
+
+def build_train_key():
+    from diffusion.keys import stream
+
+    return stream(jax.random.key(0), "train")
+
+
+class _Usage:
+    def __init__(self, free):
+        self.free = free
+
+
+class TestSampling:
+    def test_a_loaded_run_samples_what_the_training_drew(self, whole):
+        run = build.load(whole)
+        images = sampling.generate(run, num_samples=8, seed=0)
+        assert images.shape == (8, 8, 8, 1)
+        assert images.min() >= -1
+        assert images.max() <= 1
+        assert run.step == 24
+        np.testing.assert_array_equal(np.asarray(sampling.show(images)), np.asarray(Image.open(whole / "samples.png")))
+
+    def test_a_sample_is_the_same_in_any_batch(self, whole):
+        run = build.load(whole)
+        many = sampling.generate(run, num_samples=20, seed=3)
+        for options in ({"num_samples": 20, "batch_size": 8}, {"num_samples": 4, "first_id": 16}):
+            few = sampling.generate(run, seed=3, **options)
+            np.testing.assert_allclose(few, many[-len(few) :], atol=1e-4)
+        assert np.abs(sampling.generate(run, num_samples=20, seed=4) - many).max() > 0.1
+
+    def test_the_path_runs_from_noise_to_the_sample(self, whole):
+        run = build.load(whole)
+        images, path = sampling.generate(run, num_samples=3, seed=0, save_every=5)
+        assert path.shape == (6, 3, 8, 8, 1)
+        np.testing.assert_array_equal(path[-1], images)
+        assert path[0].std() == pytest.approx(1, abs=0.2)
+        assert sampling.show_path(path).size == (6 * 33 - 1, 3 * 33 - 1)
+
+    def test_files_are_what_evaluators_read(self, whole):
+        file = commands.sample(whole, num_samples=10, sampler="ddim", num_steps=5, seed=2)
+        stored = np.load(file)["arr_0"]
+        assert (stored.dtype, stored.shape) == (np.uint8, (10, 8, 8, 1))
+        run = build.load(whole)
+        images = sampling.generate(run, num_samples=10, seed=2, sampler=sampling.ddim(), num_steps=5)
+        np.testing.assert_array_equal(stored, np.rint((images + 1) * 127.5).astype(np.uint8))
+        made = json.loads(file.with_suffix(".json").read_text())
+        assert (made["sampler"], made["num_steps"], made["seed"], made["checkpoint_step"]) == ("ddim", 5, 2, 24)
+        assert file.with_suffix(".png").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [({"sampler": "heunn"}, "Known: ancestral, ddim"), ({"num_steps": 26}, "got num_steps=26, expected 1..25")],
+    )
+    def test_wrong_choices_are_refused(self, whole, options, words):
+        with pytest.raises(commands.Refused, match=words):
+            commands.sample(whole, **options)
+        with pytest.raises(commands.Refused, match="holds no run"):
+            commands.sample(whole / "samples")
+
+    def test_a_bare_denoiser_needs_to_say_what_it_draws(self):
+        from diffusion.schedules import linear_beta
+        from tests.laws import gaussian_denoiser
+
+        denoise, steps = gaussian_denoiser(2.0, 0.1), sampling.strided(linear_beta(), 50)
+        points = sampling.generate(denoise, num_samples=500, seed=0, shape=(2,), steps=steps, sampler=sampling.ddim())
+        assert points.mean() == pytest.approx(2.0, abs=0.02)
+        with pytest.raises(ValueError, match="pass shape="):
+            sampling.generate(denoise, num_samples=4)
+        with pytest.raises(ValueError, match="has 3 rows, expected one for each of 4"):
+            sampling.generate(
+                denoise, num_samples=4, shape=(2,), steps=steps, sampler=sampling.ddim(), cond={"label": [1, 2, 3]}
+            )
+
+
+def program(*words, **options):
+    command = [sys.executable, str(ROOT / "main.py"), *map(str, words)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+TINY_FLAGS = [
+    "--config=configs/ddpm_digits.py",
+    "--config.network.channels=8",
+    "--config.network.num_blocks=1",
+    "--config.network.attention_resolutions=()",
+    "--config.training.batch_size=16",
+    "--config.schedule.name=linear_beta_scaled",
+    "--config.schedule.num_steps=25",
+    "--config.logging.sample_steps=5",
+    "--config.logging.num_samples=8",
+]
+
+
+def test_sigterm_saves_and_the_same_command_continues(tmp_path):
+    flags = [*TINY_FLAGS, f"--workdir={tmp_path}", "--config.training.sample_every=0", "--config.training.log_every=5"]
+    first = program(*flags, "--config.training.num_steps=100000")
+    deadline = time.time() + 120
+    while not (tmp_path / "metrics.jsonl").exists() or not rows(tmp_path):
+        assert first.poll() is None, first.communicate()
+        assert time.time() < deadline
+        time.sleep(0.2)
+    first.send_signal(signal.SIGTERM)
+    out, _ = first.communicate(timeout=60)
+    assert first.returncode == 3
+    step = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert f"stopped at step {step} and saved it" in out
+    second = program(*flags, f"--config.training.num_steps={step + 3}")
+    out, error = second.communicate(timeout=120)
+    assert second.returncode == 0, error
+    assert f"restored step {step}" in out
+    assert f"done: {step + 3} steps" in out
+    assert [row["step"] for row in rows(tmp_path)] == sorted({row["step"] for row in rows(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--config=configs/ddpm_digits.py", "--config.training.num_stps=4"], "num_stps"),
+        (["--config=configs/ddpm_digits.py", "--config.training.num_steps=many"], "many"),
+        (["--config=configs/nothing.py"], "nothing.py"),
+        (["--config=configs/ddpm_digits.py", "--config.schedule.name=cosine"], "Did you mean 'cosine_alpha_bar'"),
+        (["--config=configs/ddpm_digits.py", "stray"], "unexpected words on the command line: stray"),
+        ([], "training needs a config"),
+    ],
+)  # fmt: skip
+def test_wrong_flags_are_one_screen(tmp_path, flags, words):
+    run = program(f"--workdir={tmp_path / 'run'}", *flags)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert words in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) <= 24
+    assert not (tmp_path / "run").exists()
