@@ -23,7 +23,7 @@ def statistics(features: Float[np.ndarray, "n d"]) -> Statistics:
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), squared as is the custom (Heusel et al. 2017, arXiv:1706.08500).
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), the squared distance (Heusel et al. 2017).
 
     The trace of the root is taken as the sum of square roots of the eigenvalues of the symmetric
     C_a^(1/2) C_b C_a^(1/2), which singular covariances do not upset. Biased upwards for few samples: quote n.

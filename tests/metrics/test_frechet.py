@@ -25,9 +25,9 @@ def test_one_dimension_in_closed_form():
 
 def test_singular_covariances_are_fine_and_equal_sets_are_at_zero():
     few = statistics(gaussian_features(2, 5, 20))
-    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
+    assert frechet_distance(few, few) == pytest.approx(0, abs=1e-4)
     moved = few._replace(mean=few.mean + 1)
-    assert frechet_distance(few, moved) == pytest.approx(20, abs=1e-5)
+    assert frechet_distance(few, moved) == pytest.approx(20, abs=1e-4)
 
 
 def test_errors():
