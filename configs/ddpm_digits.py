@@ -1,6 +1,10 @@
-"""DDPM on scikit-learn's handwritten digits (1,797 real 8x8 scans): minutes on a laptop's CPU.
+"""DDPM on scikit-learn's handwritten digits: 1,500 real 8x8 scans, minutes on a laptop's CPU.
 
-python main.py --config=configs/ddpm_digits.py --workdir=runs/digits
+    python main.py --config=configs/ddpm_digits.py --workdir=runs/digits
+
+T = 1000, linear betas, eps, the plain loss and 1000 ancestral steps, as in DDPM. Fitted to the size of the set: a U-Net
+of 701,345 parameters on two levels, a higher learning rate, and an EMA that is warmed up and short enough for a
+short run. README gives the measured time and quality.
 """
 
 from ml_collections import ConfigDict
@@ -16,18 +20,18 @@ def get_config() -> ConfigDict:
             "name": "unet",
             "channels": 32,
             "channel_mults": (1, 2),
-            "num_blocks": 2,
+            "num_blocks": 1,
             "attention_resolutions": (4,),
             "dropout": 0.0,
         },
         optimizer={"name": "adam", "learning_rate": 1e-3, "warmup_steps": 100, "clip_norm": 1.0},
         ema={"decays": (0.995,), "warmup": True},
         training={
-            "num_steps": 3000,
-            "batch_size": 128,
+            "num_steps": 2000,
+            "batch_size": 64,
             "log_every": 50,
-            "checkpoint_every": 1000,
-            "sample_every": 1000,
+            "checkpoint_every": 500,
+            "sample_every": 500,
         },
         logging={"sample_steps": 100},
     )

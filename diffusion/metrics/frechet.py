@@ -11,7 +11,7 @@ class Statistics(NamedTuple):
 
     mean: Float[np.ndarray, " d"]
     covariance: Float[np.ndarray, "d d"]
-    count: int
+    num_rows: int
 
 
 def statistics(features: Float[np.ndarray, "n d"]) -> Statistics:

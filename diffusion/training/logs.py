@@ -86,13 +86,14 @@ def summarize(first_step: int, per_step: list[dict[str, Any]]) -> dict[str, floa
             )
     row = {name: float(np.mean([m[name] for m in fetched])) for name in ("loss", "grad_norm")}
     loss, count = (np.sum([m[name] for m in fetched], axis=0) for name in ("bin_loss", "bin_count"))
-    for name, bin_loss, bin_count in zip(_bin_names(), loss, count, strict=True):
+    for name, bin_loss, bin_count in zip(bin_names(), loss, count, strict=True):
         if bin_count:
             row[name] = float(bin_loss / bin_count)
     return row
 
 
-def _bin_names() -> list[str]:
+def bin_names() -> list[str]:
+    """The names under which the loss of each log-SNR bin is logged, from noisy to clean."""
     edges = [f"{edge:g}" for edge in LOG_SNR_BINS]
     inner = [f"loss/log_snr_{low}_to_{high}" for low, high in itertools.pairwise(edges)]
     return [f"loss/log_snr_below_{edges[0]}", *inner, f"loss/log_snr_above_{edges[-1]}"]

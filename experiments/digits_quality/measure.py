@@ -1,6 +1,6 @@
 """How good are the digits? Prints a table of Frechet distances; see README.md beside this file.
 
-    python experiments/digits_quality/measure.py --workdir=runs/digits
+python experiments/digits_quality/measure.py --workdir=runs/digits
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main():
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(everything))
         halves = [statistics(classifier.features(everything[part])) for part in (order[::2], order[1::2])]
-        counts = f"{halves[0].count} | the other {halves[1].count}"
+        counts = f"{halves[0].num_rows} | the other {halves[1].num_rows}"
         print(f"| half of the real digits, split {seed} | {counts} | {frechet_distance(*halves):.2f} | |")
     ways = [("ancestral", None)] + [("ddim", steps) for steps in args.ddim_steps]
     for name, num_steps in ways:
@@ -72,7 +72,7 @@ def main():
         seconds = time.perf_counter() - start
         distance = frechet_distance(statistics(classifier.features(drawn)), reference)
         way = f"{name}, {num_steps or run.schedule.num_steps} steps"
-        print(f"| {way} | {len(drawn)} | all {reference.count} | {distance:.2f} | {seconds:.0f} |", flush=True)
+        print(f"| {way} | {len(drawn)} | all {reference.num_rows} | {distance:.2f} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":
