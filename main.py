@@ -7,8 +7,8 @@ Every option of the config is a flag: --config.schedule.name=cosine_alpha_bar, -
 The same command again continues a run that was stopped.
 """
 
-import logging
 import sys
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -19,37 +19,62 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "What to do.")
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "mode=sample: how many.", lower_bound=1)
 _SAMPLER = flags.DEFINE_string("sampler", None, "mode=sample: another sampler than the run's own, such as ddim.")
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "mode=sample: sampling steps, fewer than the chain's.")
-_SEED = flags.DEFINE_integer("seed", 0, "mode=sample: sample i is the same picture for the same seed.")
+_SEED = flags.DEFINE_integer("seed", 0, "mode=sample: sample i is the same picture for the same seed.", lower_bound=0)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "mode=sample: samples drawn at a time.", lower_bound=1)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a pod or cluster into one job.")
 
 
 def main(argv: list[str]) -> int:
-    """The exit status: 0 done, 2 refused (wrong input), 3 stopped early (run again to continue)."""
-    if len(argv) > 1:
-        return _refuse(f"unexpected words on the command line: {' '.join(argv[1:])}. Flags are written --name=value.")
-    logging.getLogger("jax").setLevel(logging.ERROR)
-    from diffusion import commands, devices
+    """The exit status: 0 done, 2 refused (wrong input), 3 stopped early (run again), 4 the loss was not finite."""
+    from diffusion import commands
     from diffusion.training.logs import NonFiniteLoss
 
-    if _DISTRIBUTED.value:
-        devices.start_processes()
     try:
-        if _MODE.value == "train":
-            if _CONFIG.value is None:
-                return _refuse("training needs a config: --config=configs/ddpm_digits.py, or another file of configs/.")
-            return 0 if commands.train(_CONFIG.value, _WORKDIR.value) else 3
-        commands.sample(
-            _WORKDIR.value,
-            num_samples=_NUM_SAMPLES.value,
-            sampler=_SAMPLER.value,
-            num_steps=_NUM_STEPS.value,
-            seed=_SEED.value,
-            batch_size=_BATCH_SIZE.value,
-        )
-    except (commands.Refused, NonFiniteLoss) as error:
+        if len(argv) > 1:
+            raise commands.Refused(f"unexpected words: {' '.join(argv[1:])}. Flags are written --name=value.")
+        if _DISTRIBUTED.value:
+            commands.join_cluster()
+        return _train() if _MODE.value == "train" else _sample()
+    except commands.Refused as error:
         return _refuse(str(error))
+    except NonFiniteLoss as error:
+        _refuse(str(error))
+        return 4
+
+
+def _train() -> int:
+    from diffusion import commands
+    from diffusion.config import switch
+
+    given = [flag.name for flag in (_NUM_SAMPLES, _SAMPLER, _NUM_STEPS, _SEED, _BATCH_SIZE) if flag.present]
+    if given:
+        raise commands.Refused(f"--{given[0]} is for --mode=sample; a training's options are --config.BLOCK.KEY=VALUE.")
+    if _CONFIG.value is None:
+        raise commands.Refused("training needs a config: --config=configs/ddpm_digits.py, or another file of configs/.")
+    switch(_CONFIG.value, _overrides())
+    return 0 if commands.train(_CONFIG.value, _WORKDIR.value) else 3
+
+
+def _sample() -> int:
+    from diffusion import commands
+
+    options: dict[str, dict[str, Any]] = {"sampler": {}, "grid": {}}
+    for key, value in _overrides().items():
+        block, _, name = key.partition(".")
+        if block not in options:
+            raise commands.Refused(
+                f"--config.{key} cannot change a trained run; in sampling, sampler.* and grid.* can."
+            )
+        options[block][name] = value
+    if _SAMPLER.value is not None:
+        options["sampler"]["name"] = _SAMPLER.value
+    numbers = {"num_samples": _NUM_SAMPLES, "num_steps": _NUM_STEPS, "seed": _SEED, "batch_size": _BATCH_SIZE}
+    commands.sample(_WORKDIR.value, **{name: flag.value for name, flag in numbers.items()}, **options)
     return 0
+
+
+def _overrides() -> dict[str, Any]:
+    return {} if _CONFIG.value is None else config_flags.get_override_values(flags.FLAGS["config"])
 
 
 def _refuse(message: str) -> int:

@@ -1,15 +1,16 @@
-"""Config -> Run: the only reader of configs (`config.py` says what a config is).
+"""Config -> Run: the only place where a config becomes components (`config.py` says what a config is).
 
 run = build.build(config)              # before training
 run = build.load("runs/digits")        # after it: with the parameters of the newest checkpoint
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -31,6 +32,7 @@ class Facts(NamedTuple):
     shape: tuple[int, ...]
     num_values: int
     class_names: tuple[str, ...]
+    num_images: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,6 +41,7 @@ class Run:
 
     denoiser(params, cond) -> Denoiser: the network, its parameterization and x_0's thresholding.
     loss(params, batch, key) -> (loss, metrics).
+    dataset: the training images; None in a loaded run, which does not need them.
     params: what samples are drawn with, the first EMA of a checkpoint; None before training.
     """
 
@@ -50,6 +53,7 @@ class Run:
     sampler: Sampler
     denoiser: Callable[[Params, Cond], AnyDenoiser]
     loss: Callable[..., tuple[Any, dict[str, Any]]]
+    dataset: Dataset | None = None
     params: Params = None
     step: int | None = None
 
@@ -68,10 +72,6 @@ class Run:
             }
         return make("grid", options, schedule=self.schedule)
 
-    def with_sampler(self, name: str) -> "Run":
-        """This run with the named sampler in place of the configured one, at its default options."""
-        return dataclasses.replace(self, sampler=make("sampler", {"name": name}))
-
     def with_params(self, params: Params) -> "Run":
         """This run with other parameters to sample from; what was compiled stays compiled."""
         return dataclasses.replace(self, params=params)
@@ -86,7 +86,7 @@ class Run:
         """The endless training stream; [step] gives this process's rows of that step's batch."""
         block, training = self.config.data, self.config.training
         return pipeline.batches(
-            open_dataset(self.config, "train"),
+            self.dataset or open_dataset(self.config, "train"),
             batch_size=training.batch_size,
             seed=self.config.seed,
             flip=block.flip,
@@ -117,11 +117,14 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
     weight = make("weight", config.weight, schedule=schedule)
     level_sampler = make("levels", config.levels, schedule=schedule)
     optimizer = make("optimizer", config.optimizer)
-    threshold = lookup.make(guidance, guidance.Transform, {"name": config.sampler.threshold}, block="sampler.threshold")
+    threshold = _threshold(config)
     sampler = make("sampler", config.sampler)
     ema.named(config.ema.decays)
     make("grid", config.grid, schedule=schedule)
-    facts = facts or _facts(open_dataset(config, "train"))
+    dataset = None
+    if facts is None:
+        dataset = open_dataset(config, "train")
+        facts = _facts(dataset)
     network = make(
         "network",
         config.network,
@@ -138,7 +141,7 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
     def denoiser(params: Params, cond: Cond) -> AnyDenoiser:
         def bind(x_0_hat: Any) -> Any:
             def denoise(x: Any, level: Any) -> Any:
-                inputs = {**cond, "x_0_hat": x_0_hat} if config.loss.self_conditioning else cond
+                inputs = {**cond, "x_0_hat": jnp.clip(x_0_hat, -1, 1)} if config.loss.self_conditioning else cond
                 c_in = expand(param.coefs(level)[0], x)
                 return param.predict(network.apply(params, c_in * x, param.cond(level), cond=inputs), x, level)
 
@@ -146,7 +149,13 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
 
         return SelfConditioned(bind) if config.loss.self_conditioning else bind(None)
 
-    return Run(config, facts, schedule, network, optimizer, sampler, denoiser, loss)
+    return Run(config, facts, schedule, network, optimizer, sampler, denoiser, loss, dataset)
+
+
+def _threshold(config: ConfigDict) -> guidance.Transform:
+    block = config.sampler
+    options = {"name": block.threshold, "percentile": block.percentile}
+    return lookup.make(guidance, guidance.Transform, options, block="sampler.threshold")
 
 
 def open_dataset(config: ConfigDict, split: str) -> Dataset:
@@ -155,7 +164,7 @@ def open_dataset(config: ConfigDict, split: str) -> Dataset:
 
 
 def _facts(dataset: Dataset) -> Facts:
-    return Facts(tuple(dataset.shape), dataset.num_values, tuple(dataset.class_names))
+    return Facts(tuple(dataset.shape), dataset.num_values, tuple(dataset.class_names), len(dataset))
 
 
 def _check_training(config: ConfigDict) -> None:
@@ -165,20 +174,34 @@ def _check_training(config: ConfigDict) -> None:
             raise ValueError(f"training.{name} is {training[name]}, expected a whole number of at least 1.")
     if training.sample_every < 0:
         raise ValueError(f"training.sample_every is {training.sample_every}, expected 0 (no grids) or more.")
+    for name, value in {"num_samples": config.logging.num_samples, "sample_steps": config.logging.sample_steps}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"logging.{name} is {value}, expected a whole number of at least 1.")
 
 
-def load(folder: str | Path, step: int | None = None) -> Run:
+def load(
+    folder: str | Path,
+    step: int | None = None,
+    *,
+    sampler: Mapping[str, Any] | None = None,
+    grid: Mapping[str, Any] | None = None,
+) -> Run:
     """A trained run, ready to sample from: `sampling.generate(build.load("runs/digits"))`.
 
-    folder: the --workdir of the training; neither its config nor its data are needed again. step: which
-    checkpoint, by default the newest. FileNotFoundError if there is no run or no such checkpoint.
+    folder: the --workdir of the training; neither its config nor its data are needed again.
+    step: which checkpoint, by default the newest.
+    sampler, grid: settings that replace the run's own, such as sampler={"name": "ddim", "eta": 0.5}; where the
+    name is another one than the run's, the rest of the run's block does not apply.
+
+    FileNotFoundError if there is no run or no such checkpoint; ValueError for settings that do not exist.
     """
     folder = Path(folder).expanduser()
-    facts = workdir.read(folder, "data.json")
-    run = build(
-        from_json(workdir.read(folder, "config.json")),
-        Facts(tuple(facts["shape"]), facts["num_values"], tuple(facts["class_names"])),
-    )
+    settings, facts = workdir.read(folder, "config.json"), workdir.read(folder, "data.json")
+    for block, given in {"sampler": sampler or {}, "grid": grid or {}}.items():
+        same = given.get("name", settings[block]["name"]) == settings[block]["name"]
+        settings[block] = (settings[block] if same else {}) | dict(given)
+    facts = Facts(tuple(facts["shape"]), facts["num_values"], tuple(facts["class_names"]), facts["num_images"])
+    run = build(from_json(settings), facts)
     shape = jax.eval_shape(run.network.init, jax.random.key(0))
     params, step = checkpoint.load_params(folder / "checkpoints", shape, next(iter(run.ema_decays)), step)
     return dataclasses.replace(run, params=params, step=step)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ class Refused(Exception):
     """The user's input cannot be run; the message says what to write instead."""
 
 
+def join_cluster() -> None:
+    """Makes this process one of a job's; Refused where there is no cluster to join."""
+    try:
+        devices.start_processes()
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
 def train(config: ConfigDict, folder: str | Path) -> bool:
     """Trains, or continues, the run of this config in its folder; whether it came to its end.
 
@@ -44,14 +53,15 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
         state = _start(run, checkpoints, target, key, mesh)
         first_step = int(state.step)
         if first_step >= training.num_steps:
-            _say(f"nothing to do: the run in {folder} has done {first_step} of {training.num_steps} steps.")
+            _say(f"nothing to train: the run in {folder} has done {first_step} of {training.num_steps} steps.")
+            if not (folder / "samples.png").exists():
+                _finish(run, state, folder)
             return True
         logs = Logs(folder, first_step=first_step, tensorboard=config.logging.tensorboard)
         step = _compiled(run, mesh, target, dataset[first_step], key)
         recorder = Recorder(
             logs,
             log_every=training.log_every,
-            checkpoint_every=training.checkpoint_every,
             batch_size=training.batch_size,
             first_step=first_step,
             num_steps=training.num_steps,
@@ -79,14 +89,18 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
 def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run, Any, TrainState]:
     """(run, training stream, the state's shapes on the mesh), and a folder that is fit for them."""
     devices.check_divides(config.training.batch_size, mesh.size, "training.batch_size")
+    workdir.check(folder, to_json(config))
     run = build.build(config)
+    facts = run.facts._asdict()
+    workdir.check_facts(folder, facts)
+    workdir.check_writable(folder)
     target = states.abstract(run.new_state, mesh)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
-    workdir.check(folder, to_json(config), size * (config.training.keep_checkpoints + 1))
+    workdir.check_space(folder, size, config.training.keep_checkpoints)
     dataset = run.batches(jax.process_index(), jax.process_count())
     if jax.process_index() == 0:
         workdir.write(folder, "config.json", to_json(config))
-        workdir.write(folder, "data.json", run.facts._asdict())
+        workdir.write(folder, "data.json", facts)
         (folder / "samples").mkdir(exist_ok=True)
     return run, dataset, target
 
@@ -116,10 +130,11 @@ def _compiled(run: build.Run, mesh: Any, target: TrainState, batch: Any, key: ja
 
 def _paint(run: build.Run, state: TrainState, step: int, folder: Path, logs: Logs | None) -> None:
     """Draws the same samples (fixed ids) with the raw parameters and with the EMA."""
-    count = run.config.logging.num_samples
+    logging = run.config.logging
+    count, chain = logging.num_samples, run.schedule.num_steps
+    num_steps = None if logging.sample_steps is None else min(logging.sample_steps, chain)
     for name, params in {"raw": state.params, "ema": next(iter(state.ema.values()))}.items():
         model = run.with_params(params)
-        num_steps = run.config.logging.sample_steps
         drawn = sampling.generate(
             model, num_samples=count, seed=run.config.seed, num_steps=num_steps, cond=run.cond(count)
         )
@@ -135,8 +150,8 @@ def _finish(run: build.Run, state: TrainState, folder: Path) -> None:
     model = run.with_params(next(iter(state.ema.values())))
     drawn = sampling.generate(model, num_samples=count, seed=run.config.seed, cond=run.cond(count))
     if jax.process_index() == 0:
-        images.save_png(folder / "samples.png", drawn)
         curve = plot_loss(folder)
+        images.save_png(folder / "samples.png", drawn)  # last: while it is missing, the same command makes it
         print(f"{count} final samples drawn in {time.perf_counter() - start:.1f} s")
         print(
             f"done: {int(state.step)} steps. Samples: {folder / 'samples.png'}; loss curve: {curve}; "
@@ -147,33 +162,36 @@ def _finish(run: build.Run, state: TrainState, folder: Path) -> None:
 def _last_good(checkpoints: Checkpoints, folder: Path) -> str:
     checkpoints.wait()
     step = checkpoints.latest_step()
-    if step is None:
-        return "there was no checkpoint yet."
-    return f"the last good checkpoint is step {step} in {folder / 'checkpoints'}, and the same command continues there."
+    kept = "there was no checkpoint yet" if step is None else f"the last good checkpoint, step {step}, is in {folder}"
+    return (
+        f"{kept}. The same command would meet the same numbers again: train with a lower optimizer.learning_rate or a "
+        "positive optimizer.clip_norm in another --workdir."
+    )
 
 
 def sample(
     folder: str | Path,
     *,
     num_samples: int = 64,
-    sampler: str | None = None,
     num_steps: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
+    sampler: Mapping[str, Any] | None = None,
+    grid: Mapping[str, Any] | None = None,
 ) -> Path:
     """Draws samples from the run in the folder and writes them to <folder>/samples/; the path of the .npz.
 
-    The .npz holds `arr_0`, uint8 [n, h, w, c], the layout that public FID evaluators read; a PNG grid of the
-    first 256 and a JSON that says how they were made lie beside it. The config comes from the folder.
+    sampler, grid: settings that replace the run's own, as in `build.load`. The .npz holds `arr_0`, uint8
+    [n, h, w, c], the layout that public FID evaluators read; a PNG grid of the first 256 and a JSON that says how
+    they were made lie beside it. The rest of the config comes from the folder. Refused: before anything is drawn.
     """
     folder = Path(folder).expanduser()
     try:
-        run = build.load(folder)
-        run = run.with_sampler(sampler) if sampler else run
-        grid_steps = len(run.grid(num_steps).h)
+        run = build.load(folder, sampler=sampler, grid=grid)
+        made = _description(run, num_samples, num_steps, seed)
+        workdir.check_writable(folder / "samples")
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
-    sampler = sampler or run.config.sampler.name
     start = time.perf_counter()
     drawn = sampling.generate(
         run,
@@ -184,18 +202,37 @@ def sample(
         batch_size=batch_size,
         progress=jax.process_index() == 0,
     )
-    name = f"{sampler}_{grid_steps}_steps_n{num_samples}_seed{seed}_checkpoint{run.step}"
-    file = folder / "samples" / f"{name}.npz"
+    file = folder / "samples" / f"{_file_name(made)}.npz"
     if jax.process_index() == 0:
-        file.parent.mkdir(exist_ok=True)
         np.savez(file, arr_0=to_uint8(drawn))
         images.save_png(file.with_suffix(".png"), drawn[:256])
-        made = {"num_samples": num_samples, "sampler": sampler, "num_steps": grid_steps, "seed": seed}
-        made |= {"checkpoint_step": run.step, "ema": next(iter(run.ema_decays)), **provenance()}
-        file.with_suffix(".json").write_text(json.dumps(made, indent=2) + "\n")
+        file.with_suffix(".json").write_text(json.dumps(made | provenance(), indent=2) + "\n")
         seconds = time.perf_counter() - start
         print(f"{num_samples} samples in {seconds:.1f} s: {file} and {file.with_suffix('.png').name} beside it")
     return file
+
+
+def _description(run: build.Run, num_samples: int, num_steps: int | None, seed: int) -> dict[str, Any]:
+    """How samples are made: everything that decides their pixels."""
+    blocks = to_json(run.config)
+    return {
+        "sampler": blocks["sampler"],
+        "grid": blocks["grid"],
+        "num_steps": len(run.grid(num_steps).h),
+        "num_samples": num_samples,
+        "seed": seed,
+        "checkpoint_step": run.step,
+        "ema": next(iter(run.ema_decays)),
+    }
+
+
+def _file_name(made: Mapping[str, Any]) -> str:
+    """Another name for other samples: ddim_eta0.5_50steps_n64_seed0_checkpoint2000."""
+    plain = {"name", "num_steps", "times"}
+    options = {k: v for block in ("sampler", "grid") for k, v in made[block].items() if k not in plain}
+    words = [f"{k}{v}" if not isinstance(v, str) else v for k, v in options.items()]
+    counts = f"{made['num_steps']}steps_n{made['num_samples']}_seed{made['seed']}_checkpoint{made['checkpoint_step']}"
+    return "_".join([made["sampler"]["name"], *words, counts])
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ A config file states only what differs from the functions' defaults. `config` de
 an empty placeholder, so that each of them is also a flag (--config.schedule.s=0.01).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -67,13 +67,13 @@ DEFAULTS: dict[str, Any] = {
         "keep_checkpoints": 3,
         "sample_every": 5000,
     },
-    "sampler": {"name": "ancestral", "threshold": "clip"},
+    "sampler": {"name": "ancestral", "threshold": "clip", "percentile": placeholder(float)},
     "grid": {"name": "strided"},
     "logging": {"tensorboard": True, "num_samples": 64, "sample_steps": placeholder(int)},
 }
 """Plain DDPM; the two things without a default are the data set's own options and training.num_steps."""
 
-BESIDES_OPTIONS = {"data": ("flip",), "sampler": ("threshold",)}
+BESIDES_OPTIONS = {"data": ("flip",), "sampler": ("threshold", "percentile")}
 """Keys of a component's block that are not handed to the component."""
 
 
@@ -102,6 +102,18 @@ def _block(block: str, default: dict[str, Any], given: Mapping[str, Any]) -> dic
         if key not in options:
             raise ValueError(f"the config has an unknown key {block}.{key}. {lookup.suggest(key, options)}")
     return options | dict(given)
+
+
+def switch(config: ConfigDict, overridden: Collection[str]) -> None:
+    """Where a flag gave a block another name, empties what the file set for the component that was there before.
+
+    overridden: the keys that flags have set, such as "network.name". In place.
+    """
+    for block in PLACES:
+        if f"{block}.name" in overridden:
+            for key in config[block]:
+                if f"{block}.{key}" not in overridden and key not in ("name", *BESIDES_OPTIONS.get(block, ())):
+                    config[block][key] = None
 
 
 def make(block: str, options: ConfigDict | Mapping[str, Any], **context: Any) -> Any:

@@ -4,6 +4,7 @@ The same code runs on one device, on eight and on a pod. Values are either repli
 first axis over the mesh's "data" axis; `jax.jit` sees the shardings and inserts the communication.
 """
 
+import os
 from typing import Any
 
 import jax
@@ -36,6 +37,29 @@ def check_divides(batch_size: int, num_devices: int, name: str) -> None:
         )
 
 
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """Host values, the same on every process, as global arrays of that sharding; what is there already stays."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: _put_everywhere(leaf, sharding), tree)
+
+
+def _put_everywhere(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array) and leaf.sharding.device_set == sharding.device_set:
+        return leaf
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on any process; every process must ask at the same point."""
+    if jax.process_count() == 1:
+        return flag
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
 def from_local_rows(tree: Any, mesh: Mesh) -> Any:
     """A batch of this process's rows as global arrays, split over all devices."""
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split(mesh), rows), tree)
@@ -54,6 +78,17 @@ def start_processes() -> None:
     """Joins the processes of a pod or cluster into one job; call it before anything else touches JAX.
 
     The coordinator is found from the environment: TPU pods, Slurm, Open MPI and Kubernetes are known to JAX;
-    elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
+    elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process. ValueError
+    where neither is there.
     """
-    jax.distributed.initialize()
+    given = [os.environ.get(f"JAX_{name}") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")]
+    try:
+        if all(given):
+            jax.distributed.initialize(given[0], int(given[1] or 0), int(given[2] or 0))
+        else:
+            jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--distributed found no cluster to join ({error}). On one machine leave the flag out; elsewhere set "
+            "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process."
+        ) from error

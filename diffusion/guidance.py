@@ -8,16 +8,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from diffusion.gaussian import eps_from_x_0
-from diffusion.types import AnyDenoiser, Array, Denoiser, NoiseLevel, Prediction, SelfConditioned, expand
+from diffusion.types import Array, Denoiser, NoiseLevel, Prediction, expand
 
 Transform = Callable[[Denoiser], Denoiser]
-
-
-def transformed(denoise: AnyDenoiser, transform: Transform) -> AnyDenoiser:
-    """The denoiser with a transform applied, self-conditioned ones included."""
-    if isinstance(denoise, SelfConditioned):
-        return SelfConditioned(lambda x_0_hat: transform(denoise.bind(x_0_hat)))
-    return transform(denoise)
 
 
 def none() -> Transform:

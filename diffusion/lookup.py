@@ -70,10 +70,22 @@ def make(place: ModuleType, returns: Any, options: Mapping[str, Any], *, block: 
     missing = [n for n, p in signature.items() if p.default is p.empty and n not in given]
     if missing:
         raise ValueError(f"{block}.name={options['name']} needs {', '.join(f'{block}.{m}' for m in missing)}.")
+    hints = typing.get_type_hints(inspect.unwrap(function))
+    for key in given.keys() - context.keys():
+        _check_elements(f"{block}.{key}", given[key], hints[key])
     try:
         return function(**given)
     except ValueError as error:
         raise ValueError(f"{block}.name={options['name']}: {error}") from error
+
+
+def _check_elements(key: str, value: Any, hint: Any) -> None:
+    """ValueError for a tuple whose elements are of the wrong type; flags check everything else."""
+    if _plain(hint) is tuple and isinstance(value, tuple):
+        hint = next(h for h in (hint, *typing.get_args(hint)) if typing.get_origin(h) is tuple)
+        kind = typing.get_args(hint)[0]
+        if not all(isinstance(v, (int, float) if kind is float else kind) for v in value):
+            raise ValueError(f"{key} is {value}, expected each element to be {kind.__name__}.")
 
 
 def option_types(place: ModuleType, returns: Any, *, context: Collection[str]) -> dict[str, type]:

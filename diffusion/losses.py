@@ -56,7 +56,8 @@ def denoising_loss(
     key:    draws the levels, the noise, the dropout and the self-conditioning coins, by name.
     norm:   "l2" (squared), "l1" or "huber" (quadratic within 1, linear beyond; 0.5 r^2 at the centre).
     self_conditioning:  half of the samples, each by its own coin, see the network's own first estimate of
-            x_0 as an extra input; no gradient flows through it (Chen et al. 2022, arXiv:2208.04202).
+            x_0, clipped to the data's range, as an extra input; no gradient flows through it (Chen et al. 2022,
+            arXiv:2208.04202).
 
     metrics:  "loss" and, by log-SNR bin, "bin_loss" and "bin_count" (sums, so that they add up over steps).
     """
@@ -72,7 +73,7 @@ def denoising_loss(
     if self_conditioning:
         first = param.predict(network({**cond, "x_0_hat": jnp.zeros_like(x_0)}, "dropout of the first"), x_t, level).x_0
         coin = jax.random.bernoulli(stream(key, "coin"), 0.5, (x_0.shape[0],))
-        cond["x_0_hat"] = jax.lax.stop_gradient(first) * expand(coin, first)
+        cond["x_0_hat"] = jax.lax.stop_gradient(jnp.clip(first, -1, 1)) * expand(coin, first)
 
     error = NORMS[norm](network(cond) - param.target(x_0, eps, level))
     per_sample = weight(level, param) * error.reshape(error.shape[0], -1).mean(1)

@@ -31,7 +31,12 @@ def read(workdir: Path, name: str) -> Any:
             f"{workdir} holds no run: {file} is missing. Expected a folder that training wrote, such as the one that "
             "`python main.py --config=configs/ddpm_digits.py --workdir=runs/digits` makes."
         )
-    return json.loads(file.read_text())
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{file} is damaged ({error}). Restore it from a copy, or train into another folder."
+        ) from error
 
 
 def write(workdir: Path, name: str, content: Any) -> None:
@@ -41,28 +46,59 @@ def write(workdir: Path, name: str, content: Any) -> None:
     os.replace(new, Path(workdir) / name)
 
 
-def check(workdir: Path, config: Mapping[str, Any], bytes_needed: int) -> None:
-    """Raises before anything is spent if a run of this config cannot live in the folder; makes the folder.
+def check(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Raises before anything is spent if a run of this config cannot live in the folder; leaves nothing there.
 
-    ValueError: it holds a run of another config (the differing keys are listed), or a file is in the way.
-    OSError:    it cannot be written to, or the disk has less than bytes_needed left.
+    ValueError: it holds checkpoints of another config (the differing keys are listed), or a file is in the way.
+    OSError:    it cannot be written to.
     """
-    if (workdir / "config.json").exists():
+    if saved_steps(workdir):
         _check_same(workdir, config)
+    new = not workdir.exists()
+    check_writable(workdir)
+    if new:
+        workdir.rmdir()
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder and writes a file into it for a moment; ValueError or OSError say why it cannot be."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
-    except FileExistsError as error:
-        raise ValueError(f"--workdir={workdir} is a file; expected a folder, or a name that is still free.") from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{folder} is not a folder, or lies below a file; choose another --workdir.") from error
     except OSError as error:
-        raise OSError(f"--workdir={workdir} cannot be written to ({error.strerror}). Choose another folder.") from error
+        raise OSError(f"{folder} cannot be written to ({error.strerror}); choose another --workdir.") from error
+
+
+def check_space(workdir: Path, checkpoint_bytes: int, keep: int) -> None:
+    """OSError if the disk has no room for the checkpoints that are still to come: `keep` and one being written."""
+    needed = checkpoint_bytes * max(keep + 1 - len(saved_steps(workdir)), 1)
     free = shutil.disk_usage(workdir).free
-    if free < bytes_needed:
+    if free < needed:
         raise OSError(
-            f"the disk of --workdir={workdir} has {free / 1e9:.2f} GB left, but the checkpoints of this run need "
-            f"{bytes_needed / 1e9:.2f} GB. Free some space, choose another folder or lower training.keep_checkpoints."
+            f"the disk of --workdir={workdir} has {free / 1e9:.3f} GB left, but the checkpoints of this run need "
+            f"{needed / 1e9:.3f} GB. Free some space, choose another folder or lower training.keep_checkpoints."
         )
+
+
+def check_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
+    """ValueError if the run in the folder was trained on a data set with other facts (classes, sizes, images)."""
+    if not saved_steps(workdir):
+        return
+    there, here = read(workdir, "data.json"), json.loads(json.dumps(facts))
+    changed = [f"  {key}: {there.get(key)} then, {here[key]} now" for key in here if there.get(key) != here[key]]
+    if changed:
+        raise ValueError(
+            f"the data set has changed since the run in --workdir={workdir} began:\n" + "\n".join(changed) + "\n"
+            "Restore the data, or train the new data set in another --workdir."
+        )
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps of the run's complete checkpoints, in order."""
+    return sorted(int(entry.name) for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit())
 
 
 def _check_same(workdir: Path, config: Mapping[str, Any]) -> None:

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion import build, sampling
-from diffusion.config import config, from_json, to_json
+from diffusion import build, lookup, sampling
+from diffusion.config import config, from_json, switch, to_json
+from diffusion.sampling.sampler import Sampler
 
 CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem != "__init__")
 TINY_UNET = {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()}
@@ -19,6 +20,13 @@ def tiny(**blocks):
     """A run on digits that builds in a moment; blocks override."""
     base = {"network": {"name": "unet", **TINY_UNET}, "training": {"num_steps": 4, "batch_size": 8}}
     return config(**base | blocks)
+
+
+def noisy(params):
+    """The parameters moved away from zero, so that every input reaches the output."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(9), len(leaves))
+    return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -101,6 +109,13 @@ def test_unknown_keys_are_named_with_the_right_ones(blocks, words):
         ({"data": {"name": "image_folder"}}, "data.name=image_folder needs data.path"),
         ({"data": {"name": "image_folder", "path": "/nowhere"}}, "/nowhere"),
         ({"network": {"name": "unet", "channel_mults": (1, 1, 1, 1, 1)}}, "images of 8x8 do not fit 5 levels"),
+        (
+            {"network": {"name": "unet", "channel_mults": (1, 2.5)}},
+            "channel_mults is .*expected each element to be int",
+        ),
+        ({"ema": {"decays": (0.9, "a")}}, "ema.decays has a"),
+        ({"logging": {"num_samples": 0}}, "logging.num_samples is 0"),
+        ({"optimizer": {"name": "adam", "clip_norm": -1.0}}, "or 0 for no clipping"),
         ({"training": {"num_steps": 0}}, "training.num_steps is 0"),
         ({"training": {"batch_size": 8}}, "training.num_steps is None"),
     ],
@@ -123,20 +138,36 @@ def test_every_option_is_a_placeholder_and_so_a_flag():
     assert run.sampler is sampling.ddim(eta=0.5)
 
 
+def test_switching_a_name_by_flag_drops_what_the_file_set_for_the_component_before():
+    full = importlib.import_module("configs.ddpm_digits").get_config()
+    full.network.name, full.network.num_blocks = "mlp", 2
+    switch(full, {"network.name", "network.num_blocks"})
+    assert to_json(full)["network"] == {"name": "mlp", "num_blocks": 2}
+    build.build(full)
+
+
 def test_conditional_runs_read_labels_and_draw_the_classes_in_turn():
     run = build.build(tiny(network={"name": "unet", **TINY_UNET, "class_conditional": True}))
     batch = run.batches()[0]
     params = run.new_state(jax.random.key(0)).params
     assert np.isfinite(run.loss(params, batch, jax.random.key(0))[0])
     np.testing.assert_array_equal(run.cond(12)["label"], [*range(10), 0, 1])
-    images = sampling.generate(run.with_params(params), num_samples=12, num_steps=2, cond=run.cond(12))
-    assert np.abs(images).max() <= 1
+    heard = run.with_params(noisy(params))
+    images = sampling.generate(heard, num_samples=12, num_steps=2, cond=run.cond(12))
+    other = run.cond(12)["label"].copy()
+    other[3] = 9
+    changed = np.abs(sampling.generate(heard, num_samples=12, num_steps=2, cond={"label": other}) - images)
+    np.testing.assert_array_equal(changed.max((1, 2, 3)) > 1e-3, np.arange(12) == 3)
 
 
 def test_self_conditioned_runs_train_and_sample_with_every_sampler():
     run = build.build(tiny(loss={"norm": "l2", "self_conditioning": True}))
     params = run.new_state(jax.random.key(0)).params
     assert np.isfinite(run.loss(params, run.batches()[0], jax.random.key(0))[0])
-    for sampler in (sampling.ancestral(), sampling.ddim()):
-        images = sampling.generate(run.with_params(params), num_samples=8, num_steps=3, sampler=sampler)
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    denoise = run.denoiser(noisy(params), {})
+    first, again = (denoise.bind(estimate)(x, run.schedule.level(500)).x_0 for estimate in (0 * x, 0 * x + 0.5))
+    assert np.abs(first - again).max() > 1e-3, "the estimate that is fed back reaches the network"
+    for make in lookup.components(sampling, Sampler).values():
+        images = sampling.generate(run.with_params(noisy(params)), num_samples=8, num_steps=3, sampler=make())
         assert np.isfinite(images).all()

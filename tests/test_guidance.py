@@ -5,7 +5,7 @@ import pytest
 from diffusion import guidance
 from diffusion.gaussian import diffuse
 from diffusion.schedules import linear_beta
-from diffusion.types import Prediction, SelfConditioned
+from diffusion.types import Prediction
 
 LEVEL = linear_beta().level(jnp.array([10, 500, 900]))
 X = jnp.array([[0.5, -2.0, 1.0, 3.0]] * 3)
@@ -29,12 +29,6 @@ def test_dynamic_threshold_divides_by_the_quantile_but_never_blows_up_small_esti
     small = guidance.dynamic()(constant([0.5, -0.2, 0.1, 0.0]))(X, LEVEL)
     np.testing.assert_allclose(small.x_0[2], [0.5, -0.2, 0.1, 0.0])
     np.testing.assert_allclose(diffuse(got.x_0, got.eps, LEVEL), X, rtol=1e-5, atol=1e-6)
-
-
-def test_transforms_reach_self_conditioned_denoisers():
-    denoise = SelfConditioned(lambda x_0_hat: constant(3.0 + x_0_hat))
-    got = guidance.transformed(denoise, guidance.clip()).bind(1.0)(X, LEVEL)
-    np.testing.assert_array_equal(got.x_0, jnp.ones_like(X))
 
 
 @pytest.mark.parametrize("make", [lambda: guidance.clip(1.0, -1.0), lambda: guidance.dynamic(percentile=1.5)])

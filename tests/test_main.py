@@ -1,7 +1,9 @@
 """The program as a user runs it: train, stop, continue, sample, and be told what is wrong."""
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -77,7 +79,7 @@ class TestTraining:
 
     def test_a_finished_run_has_nothing_to_do(self, whole, capsys):
         assert commands.train(small(sample_every=12), whole)
-        assert "nothing to do" in capsys.readouterr().out
+        assert "nothing to train" in capsys.readouterr().out
 
     def test_another_config_in_the_same_folder_is_refused_with_the_keys_that_differ(self, whole):
         other = small()
@@ -91,10 +93,12 @@ class TestTraining:
 
     def test_an_impossible_folder_is_refused(self, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("")
-        with pytest.raises(commands.Refused, match="is a file"):
+        with pytest.raises(commands.Refused, match="is not a folder"):
             commands.train(small(), tmp_path / "file")
         monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(1000))
-        with pytest.raises(commands.Refused, match=r"0.00 GB left, but the checkpoints of this run need 0.00 GB"):
+        with pytest.raises(
+            commands.Refused, match=r"has 0.000 GB left, but the checkpoints of this run need 0.00\d GB"
+        ):
             commands.train(small(), tmp_path / "run")
 
     def test_a_batch_that_the_devices_cannot_share_is_refused(self, tmp_path):
@@ -125,10 +129,32 @@ class TestTraining:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(build, "build", explode_later)
-            with pytest.raises(NonFiniteLoss, match="step 13: loss inf.*last good checkpoint is step 8"):
+            with pytest.raises(NonFiniteLoss, match="step 13: loss inf.*last good checkpoint, step 8, is in"):
                 commands.train(small(), folder)
         assert sorted(int(p.name) for p in (folder / "checkpoints").iterdir()) == [8]
         assert [row["step"] for row in rows(folder)] == [4, 8, 12]
+
+    def test_pictures_that_a_stop_has_cost_are_made_by_the_same_command(self, whole, capsys):
+        before = (whole / "samples.png").read_bytes()
+        (whole / "samples.png").unlink()
+        assert commands.train(small(sample_every=12), whole)
+        assert (whole / "samples.png").read_bytes() == before
+
+    def test_changed_data_are_refused_and_the_run_stays_whole(self, whole):
+        facts = (whole / "data.json").read_text()
+        (whole / "data.json").write_text(facts.replace("1500", "1400"))
+        with pytest.raises(commands.Refused, match="num_images: 1400 then, 1500 now"):
+            commands.train(small(num_steps=30), whole)
+        (whole / "data.json").write_text(facts)
+
+    def test_a_folder_without_a_checkpoint_takes_another_config(self, tmp_path):
+        (tmp_path / "config.json").write_text('{"training": {"batch_size": 1024}}')
+        assert commands.train(small(num_steps=1), tmp_path)
+
+    def test_a_damaged_config_is_named(self, whole, tmp_path):
+        (tmp_path / "config.json").write_text('{"seed"')
+        with pytest.raises(commands.Refused, match="config.json is damaged"):
+            commands.sample(tmp_path)
 
 
 class TestSampling:
@@ -158,19 +184,23 @@ class TestSampling:
         assert sampling.show_path(path).size == (6 * 33 - 1, 3 * 33 - 1)
 
     def test_files_are_what_evaluators_read(self, whole):
-        file = commands.sample(whole, num_samples=10, sampler="ddim", num_steps=5, seed=2)
+        file = commands.sample(whole, num_samples=10, sampler={"name": "ddim"}, num_steps=5, seed=2)
         stored = np.load(file)["arr_0"]
         assert (stored.dtype, stored.shape) == (np.uint8, (10, 8, 8, 1))
         run = build.load(whole)
         images = sampling.generate(run, num_samples=10, seed=2, sampler=sampling.ddim(), num_steps=5)
         np.testing.assert_array_equal(stored, np.rint((images + 1) * 127.5).astype(np.uint8))
         made = json.loads(file.with_suffix(".json").read_text())
-        assert (made["sampler"], made["num_steps"], made["seed"], made["checkpoint_step"]) == ("ddim", 5, 2, 24)
+        assert (made["sampler"]["name"], made["num_steps"], made["seed"], made["checkpoint_step"]) == ("ddim", 5, 2, 24)
         assert file.with_suffix(".png").exists()
 
     @pytest.mark.parametrize(
         ("options", "words"),
-        [({"sampler": "heunn"}, "Known: ancestral, ddim"), ({"num_steps": 26}, "got num_steps=26, expected 1..25")],
+        [
+            ({"sampler": {"name": "heunn"}}, "Known: ancestral, ddim"),
+            ({"sampler": {"eta": 0.5}}, "sampler.eta is not an option of sampler.name=ancestral"),
+            ({"num_steps": 26}, "got num_steps=26, expected 1..25"),
+        ],
     )
     def test_wrong_choices_are_refused(self, whole, options, words):
         with pytest.raises(commands.Refused, match=words):
@@ -238,7 +268,11 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path):
         (["--config=configs/ddpm_digits.py", "--config.training.num_steps=many"], "many"),
         (["--config=configs/nothing.py"], "nothing.py"),
         (["--config=configs/ddpm_digits.py", "--config.schedule.name=cosine"], "Did you mean 'cosine_alpha_bar'"),
-        (["--config=configs/ddpm_digits.py", "stray"], "unexpected words on the command line: stray"),
+        (["--config=configs/ddpm_digits.py", "stray"], "unexpected words: stray"),
+        (["--config=configs/ddpm_digits.py", "--num_steps=50"], "--num_steps is for --mode=sample"),
+        (["--config=configs/ddpm_digits.py", "--config.seed=3", "--mode=sample"], "--config.seed cannot change"),
+        (["--mode=sample"], "holds no run"),
+        (["--config=configs/ddpm_digits.py", "--distributed"], "--distributed found no cluster"),
         ([], "training needs a config"),
     ],
 )  # fmt: skip
@@ -250,3 +284,49 @@ def test_wrong_flags_are_one_screen(tmp_path, flags, words):
     assert "Traceback" not in error
     assert len(error.splitlines()) <= 24
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_stop_together_and_sample_as_one(tmp_path):
+    """A real job of two processes over the loopback, against the same run in one process."""
+
+    def job(folder, processes, *words):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        distributed = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+        runs = []
+        for i in range(processes):
+            own = os.environ | {"XLA_FLAGS": "", "JAX_PROCESS_ID": str(i)} | (distributed if processes > 1 else {})
+            flag = ["--distributed"] if processes > 1 else []
+            runs.append(program(f"--workdir={folder}", *flag, *words, env=own))
+        return runs
+
+    def finished(runs):
+        outputs = [run.communicate(timeout=240) for run in runs]
+        assert [run.returncode for run in runs] == [0] * len(runs), outputs
+        return outputs
+
+    training = [*TINY_FLAGS, "--config.training.num_steps=12", "--config.training.log_every=4"]
+    training += ["--config.training.sample_every=6", "--config.logging.tensorboard=False"]
+    finished(job(tmp_path / "one", 1, *training))
+    finished(job(tmp_path / "two", 2, *training))
+    for one, two in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=1e-3)
+    sampling_flags = ["--mode=sample", "--num_samples=6", "--sampler=ddim", "--num_steps=5"]
+    for name, processes in (("one", 1), ("two", 2)):
+        finished(job(tmp_path / name, processes, *sampling_flags))
+    one, two = (np.load(next((tmp_path / n / "samples").glob("*.npz")))["arr_0"].astype(int) for n in ("one", "two"))
+    assert np.abs(one - two).max() <= 2
+
+    endless = [*TINY_FLAGS, "--config.training.num_steps=100000", "--config.training.log_every=5"]
+    pair = job(tmp_path / "stopped", 2, *endless, "--config.training.sample_every=0")
+    deadline = time.time() + 120
+    while not (tmp_path / "stopped/metrics.jsonl").exists() or not rows(tmp_path / "stopped"):
+        assert time.time() < deadline
+        assert not any(run.poll() for run in pair), [run.communicate() for run in pair]
+        time.sleep(0.2)
+    pair[1].send_signal(signal.SIGTERM)
+    outputs = [run.communicate(timeout=120) for run in pair]
+    assert [run.returncode for run in pair] == [3, 3], outputs
+    assert list((tmp_path / "stopped/checkpoints").iterdir())

@@ -7,10 +7,10 @@ this line is all that decides what it looks like:
     order_e, coin_e = random bits of (seed, epoch e)
     line[e n + k]   = image order_e[k], mirrored if coin_e[k]
 
-A batch of B is a cut of the line, `line[step B : (step + 1) B]`, and host p of P takes every P-th
-image of the cut, from the p-th on. So the laws hold by construction: a resumed run just asks for the
-next step, every image comes once in every epoch, P hosts together read what one host reads, and the
-batch size cuts the line without changing it.
+A batch of B is a cut of the line, `line[step B : (step + 1) B]`, and host p of P takes the p-th of P
+equal parts of the cut, which is where a global array split over the hosts has its rows. So the laws
+hold by construction: a resumed run just asks for the next step, every image comes once in every epoch,
+P hosts together read what one host reads, and the batch size cuts the line without changing it.
 
 Only bit generators and sorting are used, whose results NumPy keeps the same in all versions. The
 pipelines are `grain.MapDataset`s: index them, or let `to_iter_dataset` read ahead in threads.
@@ -65,7 +65,8 @@ def batches(
             f"batch_size is {batch_size} over all hosts, which {process_count} hosts cannot share evenly; write a "
             f"multiple of {process_count}."
         )
-    places = np.arange(process_index, batch_size, process_count)
+    share = batch_size // process_count
+    places = np.arange(process_index * share, (process_index + 1) * share)
     cut = partial(_cut, dataset=dataset, batch_size=batch_size, places=places, seed=seed, flip=flip)
     return grain.MapDataset.range(sys.maxsize // batch_size).map(cut)
 

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion.networks.winograd import winograd_3x3
+
 Dtype = Any
 
 fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
@@ -36,13 +38,33 @@ def num_groups(channels: int) -> int:
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018) over [batch, h, w, channels], statistics in float32."""
+    """Group normalisation (Wu & He 2018) over [batch, h, w, channels], statistics in float32.
+
+    Sums are taken per channel before they are taken per group, so that the long loops run along the memory's
+    innermost axis, and what is left for each pixel is one multiplication and one addition: faster on CPUs than
+    the textbook order, and to rounding the same.
+    """
 
     dtype: Dtype
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.GroupNorm(num_groups(x.shape[-1]), epsilon=1e-6, dtype=self.dtype)(x)
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", zeros, (channels,))
+        x = x.astype(jnp.float32)
+        mean, square = self._over_group(x.mean((1, 2))), self._over_group(jnp.square(x).mean((1, 2)))
+        factor = scale[None] * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + self.epsilon)
+        shift = bias[None] - mean * factor
+        return (x * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
+
+    @staticmethod
+    def _over_group(per_channel: Array) -> Array:
+        """[batch, channels] -> the same shape, each value replaced by the mean of its group's."""
+        batch, channels = per_channel.shape
+        groups = num_groups(channels)
+        return jnp.repeat(per_channel.reshape(batch, groups, -1).mean(-1), channels // groups, axis=1)
 
 
 class Conv(nn.Module):
@@ -64,6 +86,7 @@ class Conv(nn.Module):
             feature_group_count=self.groups,
             dtype=self.dtype,
             kernel_init=zeros if self.zero else fan_avg_uniform,
+            conv_general_dilated=_convolve,
         )(x)
 
 
@@ -109,3 +132,17 @@ class SelfAttention(nn.Module):
         logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
         attended = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits).astype(v.dtype), v)
         return x + Dense(c, self.dtype, zero=True, name="out")(attended).reshape(x.shape)
+
+
+def _convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
+    """`lax.conv_general_dilated`, or Winograd's algorithm where it is the faster: wide 3x3 layers on CPUs.
+
+    cuDNN chooses among such algorithms by itself; XLA's CPU convolution has only the direct one. Too few channels,
+    and the transforms of the image cost more than the products save; too many for so few pixels, and those of the
+    kernel do. The choice does not look at the batch size, so a sample stays the same in every batch.
+    """
+    plain = kernel.shape[:2] == (3, 3) and set(strides) == {1} and options["feature_group_count"] == 1
+    pays = 64 <= min(kernel.shape[2:]) <= 4 * x.shape[1] * x.shape[2]
+    if plain and pays and x.dtype == jnp.float32 and jax.default_backend() == "cpu":
+        return winograd_3x3(x, kernel)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)

@@ -11,7 +11,7 @@ import numpy as np
 from diffusion import devices, keys
 from diffusion.sampling.loop import sample
 from diffusion.sampling.sampler import Sampler
-from diffusion.types import AnyDenoiser, Cond, Denoiser, Step, float32
+from diffusion.types import AnyDenoiser, Cond, Denoiser, Step
 
 
 @runtime_checkable
@@ -77,13 +77,12 @@ def generate(
 
     mesh = devices.data_mesh()
     size = -(-min(batch_size, num_samples) // mesh.size) * mesh.size
-    params = jax.device_put(params, devices.replicated(mesh))
-    steps = jax.device_put(float32(steps), devices.replicated(mesh))
-    base = jax.device_put(keys.stream(jax.random.key(seed), "sample"), devices.replicated(mesh))
+    params = devices.put(params, devices.replicated(mesh))
+    base = np.asarray(jax.random.key_data(keys.stream(jax.random.key(seed), "sample")))
     batches = []
     for start in _bar(range(0, num_samples, size), progress):
         rows = np.minimum(np.arange(start, start + size), num_samples - 1)  # the last batch is filled up, then cut
-        placed = jax.device_put((rows + first_id, {k: v[rows] for k, v in cond.items()}), devices.split(mesh))
+        placed = devices.put((rows + first_id, {k: v[rows] for k, v in cond.items()}), devices.split(mesh))
         drawn = _draw(params, base, *placed, steps, make_denoiser, sampler, shape, save_every)
         batches.append(jax.tree.map(devices.fetch, drawn))
     if save_every is None:
@@ -104,6 +103,7 @@ def _draw(
     shape: tuple[int, ...],
     save_every: int | None,
 ) -> Any:
+    base = jax.random.wrap_key_data(base)
     noise_keys = keys.per_sample(keys.stream(base, "x_T"), ids)
     step_keys = keys.per_sample(keys.stream(base, "steps"), ids)
     # the marginal's standard deviation for data of unit variance: 1 on variance-preserving paths
@@ -115,6 +115,8 @@ def _draw(
 def _parts(
     model: Any, sampler: Sampler | None, num_steps: int | None, shape: tuple[int, ...] | None, steps: Step | None
 ) -> tuple[Callable[[Any, Cond], AnyDenoiser], Any, tuple[int, ...], Sampler, Step]:
+    if steps is not None and num_steps is not None:
+        raise ValueError("got both steps= and num_steps=; pass the grid, or the number of steps of the run's own grid.")
     if isinstance(model, Model):
         grid = model.grid(num_steps) if steps is None else steps
         return model.denoiser, model.params, tuple(shape or model.shape), sampler or model.sampler, grid

@@ -12,13 +12,13 @@ from diffusion.types import Step
 
 
 def through(schedule: Schedule, times: tuple[int, ...] | Int[np.ndarray, " n_plus_1"]) -> Step:
-    """The steps that visit the given times in order; the times must fall, the last being the end of the path.
+    """The steps that visit the given times in order, from noise down to 0, which is clean data.
 
     times [n + 1] -> Step with fields [n], float64.
     """
     times = np.asarray(times)
-    if times.ndim != 1 or len(times) < 2 or (np.diff(times) >= 0).any():
-        raise ValueError(f"got times {times}, expected at least two, strictly falling (from noise to data).")
+    if times.ndim != 1 or len(times) < 2 or (np.diff(times) >= 0).any() or times[-1] != 0:
+        raise ValueError(f"got times {times}, expected at least two, strictly falling, the last being 0 (clean data).")
     now, to = schedule.level(times[:-1]), schedule.level(times[1:])
     return Step(now, to, to.log_snr - now.log_snr)
 

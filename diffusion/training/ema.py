@@ -13,7 +13,7 @@ def named(decays: Iterable[float]) -> dict[str, float]:
     """{"0.9999": 0.9999, ...}: decays by the name under which their average is stored."""
     decays = tuple(decays)
     for decay in decays:
-        if not 0 <= decay < 1:
+        if not (isinstance(decay, int | float) and 0 <= decay < 1):
             raise ValueError(f"ema.decays has {decay}, expected numbers in [0, 1), such as 0.9999.")
     if not decays:
         raise ValueError("ema.decays is empty; samples are drawn from the first average, so name one: (0.9999,).")

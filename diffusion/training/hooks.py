@@ -18,14 +18,11 @@ from diffusion.training.state import TrainState
 class Recorder:
     """Averages the metrics of each log_every updates into one row, on disk and in the progress bar.
 
-    Until then the metrics stay on the devices. Before a checkpoint they are all looked at, so that a state
-    whose loss or gradient was not finite is never saved.
+    Until then the metrics stay on the devices.
     """
 
-    def __init__(
-        self, logs: Logs, *, log_every: int, checkpoint_every: int, batch_size: int, first_step: int, num_steps: int
-    ) -> None:
-        self._logs, self._log_every, self._checkpoint_every = logs, log_every, checkpoint_every
+    def __init__(self, logs: Logs, *, log_every: int, batch_size: int, first_step: int, num_steps: int) -> None:
+        self._logs, self._log_every = logs, log_every
         self._batch_size, self._pending_from = batch_size, first_step
         self._num_steps = num_steps
         self._pending: list[dict[str, Any]] = []
@@ -40,15 +37,17 @@ class Recorder:
         self._bar.update()
         if step % self._log_every == 0 or last:
             self._write_row(step)
-        elif step % self._checkpoint_every == 0:
-            summarize(self._pending_from, self._pending)
         if last:
             self._bar.close()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent in here does not count as training, nor does what the devices still had to finish before."""
-        jax.block_until_ready(self._pending)
+        """For work on a finished state: time in here does not count as training.
+
+        NonFiniteLoss if any update before had a loss or gradient that was not finite, so that such a state
+        is neither saved nor drawn from.
+        """
+        summarize(self._pending_from, self._pending)
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start

@@ -78,6 +78,8 @@ def summarize(first_step: int, per_step: list[dict[str, Any]]) -> dict[str, floa
     Losses by noise level are averaged over the samples that fell into each bin. NonFiniteLoss names the
     first step whose loss or gradient is not finite.
     """
+    if not per_step:
+        return {}
     fetched = jax.device_get(per_step)
     for i, metrics in enumerate(fetched):
         if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():

@@ -3,7 +3,8 @@
 import collections
 import contextlib
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
 from typing import Any
 
@@ -37,14 +38,15 @@ def fit(
     Starts from state.step, so a restored state continues where it was. A second Ctrl-C stops at once.
     """
     waiting: collections.deque[Any] = collections.deque()
-    with stop_signals() as stop:
-        for i in range(int(state.step), num_steps):
-            batch = devices.from_local_rows(dataset[i], mesh)
+    steps = range(int(state.step), num_steps)
+    with stop_signals() as stop, contextlib.closing(read_ahead(dataset, steps)) as batches:
+        for i, rows in zip(steps, batches, strict=True):
+            batch = devices.from_local_rows(rows, mesh)
             state, metrics = step(state, batch, key)
             waiting.append(metrics)
             if len(waiting) > IN_FLIGHT:
                 jax.block_until_ready(waiting.popleft())
-            last = stop.received is not None or i + 1 == num_steps
+            last = i + 1 == num_steps or stop.wanted(i)
             for hook in hooks:
                 hook(state, i + 1, metrics, last)
             if last:
@@ -52,10 +54,31 @@ def fit(
     return state
 
 
-class Stop:
-    """Which signal asked to stop, if any."""
+def read_ahead(dataset: Any, steps: Iterable[int], ahead: int = 2) -> Generator[Any]:
+    """dataset[i] for each step in order, fetched in a thread while the steps before are computed."""
+    pending: collections.deque[Future[Any]] = collections.deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as reader:
+        try:
+            for i in steps:
+                pending.append(reader.submit(dataset.__getitem__, i))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            reader.shutdown(cancel_futures=True)
 
-    received: signal.Signals | None = None
+
+class Stop:
+    """Whether a signal has asked to stop."""
+
+    received = False
+
+    def wanted(self, step: int) -> bool:
+        """True when the run is to stop after this step; several processes agree on it every IN_FLIGHT steps."""
+        if jax.process_count() == 1:
+            return self.received
+        return step % IN_FLIGHT == 0 and devices.any_process(self.received)
 
 
 @contextlib.contextmanager
@@ -67,7 +90,7 @@ def stop_signals() -> Iterator[Stop]:
     stop = Stop()
 
     def request(number: int, frame: FrameType | None) -> None:
-        stop.received = signal.Signals(number)
+        stop.received = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     try:

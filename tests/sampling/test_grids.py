@@ -51,6 +51,7 @@ def test_h_is_float64_exact():
         (lambda: grids.through(linear_beta(), (500, 500, 0)), "strictly falling"),
         (lambda: grids.through(linear_beta(), (0, 500)), "strictly falling"),
         (lambda: grids.through(linear_beta(), (0,)), "at least two"),
+        (lambda: grids.through(linear_beta(), (1000, 500)), "the last being 0"),
     ],
 )
 def test_errors(make, words):

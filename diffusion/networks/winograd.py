@@ -1,0 +1,95 @@
+"""Winograd's convolution: a 3x3 layer in a quarter of the multiplications (Lavin & Gray 2015, arXiv:1509.09308).
+
+A convolution multiplies two polynomials, and a product of polynomials can be had from values at enough points:
+evaluate both, multiply value by value, interpolate. For a tile of 4 outputs and a kernel of 3 that takes 6
+points, hence 36 multiplications for a 4x4 tile and a pair of channels instead of 144, "F(4x4, 3x3)". All that is
+done to one side alone (kernel, image, result) is a product with a small constant matrix.
+
+cuDNN chooses such algorithms by itself; XLA's CPU convolution is direct, so on CPUs `layers.Conv` uses this.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+TILE, PATCH = 4, 6
+_AT_POINTS = np.vander([0, 0.75, -0.75, 1.5, -1.5], PATCH, increasing=True)  # the sixth point is infinity:
+_AT_POINTS = np.vstack([_AT_POINTS, np.eye(PATCH)[-1]])  # there a polynomial's value is its leading coefficient
+
+
+def _evaluation(size: int) -> np.ndarray:
+    """[PATCH, size]: a polynomial's coefficients -> its values at the points."""
+    matrix = _AT_POINTS[:, :size].copy()
+    matrix[-1, -1] = 1
+    return matrix
+
+
+_OF_PATCH = np.linalg.inv(_AT_POINTS).T.astype(np.float32)
+_OF_KERNEL = np.kron(_evaluation(3), _evaluation(3)).astype(np.float32)
+_OF_OUTPUT = np.kron(_evaluation(TILE), _evaluation(TILE)).T.astype(np.float32)
+
+
+@jax.custom_vjp
+def winograd_3x3(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b h w d"]:
+    """The 3x3 convolution with stride 1 and zero padding ("SAME"), in a quarter of the multiplications.
+
+    Any h and w; the error is about 1e-6 of the result's standard deviation, 1e-5 at its largest.
+    """
+    products = jnp.einsum("ntc,ncd->ntd", _patches(x), _times(_OF_KERNEL, kernel.reshape(9, *kernel.shape[2:])))
+    return _image(products, x.shape)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return winograd_3x3(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    """The gradient of x is a convolution with the turned kernel; the kernel's comes from the same products."""
+    x, kernel = saved
+    turned = _times(_OF_KERNEL[:, ::-1], kernel.reshape(9, *kernel.shape[2:]))
+    of_x = _image(jnp.einsum("ntd,ncd->ntc", _patches(grad), turned), x.shape)
+    products = jnp.einsum("ntc,ntd->ncd", _patches(x), _times(_OF_OUTPUT.T, _tiles(grad)))
+    return of_x, _times(_OF_KERNEL.T, products).reshape(kernel.shape)
+
+
+winograd_3x3.defvjp(_forward, _backward)
+
+
+def _times(matrix: np.ndarray, x: Array) -> Any:
+    """The matrix [n, k] applied to the leading axis of x [k, ...]."""
+    return (jnp.asarray(matrix) @ x.reshape(matrix.shape[1], -1)).reshape(-1, *x.shape[1:])
+
+
+def _grid(h: int, w: int) -> tuple[int, int]:
+    """The number of tiles that cover h and w."""
+    return -(-h // TILE), -(-w // TILE)
+
+
+def _patches(x: Array) -> Array:
+    """[b, h, w, c] -> [36, tiles, c]: the 6x6 patches that overlap by 2, with their side of the product applied."""
+    b, h, w, c = x.shape
+    rows, cols = _grid(h, w)
+    x = jnp.pad(x, ((0, 0), (1, rows * TILE - h + 1), (1, cols * TILE - w + 1), (0, 0)))
+    for n in (cols, rows):  # w first; each turn puts an axis of 6 in front, so h is at 2 in the second one
+        x = jnp.stack([x[:, :, i : i + (n - 1) * TILE + 1 : TILE] for i in range(PATCH)])
+        x = _times(_OF_PATCH, x)
+    return x.reshape(PATCH**2, b * rows * cols, c)
+
+
+def _tiles(x: Array) -> Array:
+    """[b, h, w, c] -> [16, tiles, c]: the 4x4 tiles, zeros beyond the edge."""
+    b, h, w, c = x.shape
+    rows, cols = _grid(h, w)
+    x = jnp.pad(x, ((0, 0), (0, rows * TILE - h), (0, cols * TILE - w), (0, 0)))
+    return x.reshape(b, rows, TILE, cols, TILE, c).transpose(2, 4, 0, 1, 3, 5).reshape(TILE**2, b * rows * cols, c)
+
+
+def _image(products: Array, shape: tuple[int, ...]) -> Array:
+    """[36, tiles, d] -> [b, h, w, d], with the result's side of the product applied; shape is (b, h, w, ...)."""
+    b, h, w = shape[:3]
+    rows, cols = _grid(h, w)
+    x = _times(_OF_OUTPUT, products).reshape(TILE, TILE, b, rows, cols, -1).transpose(2, 3, 0, 4, 1, 5)
+    return x.reshape(b, rows * TILE, cols * TILE, -1)[:, :h, :w]
