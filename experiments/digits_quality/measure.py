@@ -24,7 +24,7 @@ class DigitClassifier:
     def __init__(self, images, labels):
         from sklearn.neural_network import MLPClassifier
 
-        self._net = MLPClassifier((128, 64), early_stopping=False, max_iter=60, random_state=0)
+        self._net = MLPClassifier((128, 64), max_iter=60, random_state=0)
         self._net.fit(images.reshape(len(images), -1), labels)
 
     def features(self, images):
@@ -68,7 +68,8 @@ def main():
     ways = [("ancestral", None)] + [("ddim", steps) for steps in args.ddim_steps]
     for name, num_steps in ways:
         start = time.perf_counter()
-        drawn = sampling.generate(run.with_sampler(name), num_samples=args.num_samples, seed=1, num_steps=num_steps)
+        model = build.load(args.workdir, sampler={"name": name})
+        drawn = sampling.generate(model, num_samples=args.num_samples, seed=1, num_steps=num_steps)
         seconds = time.perf_counter() - start
         distance = frechet_distance(statistics(classifier.features(drawn)), reference)
         way = f"{name}, {num_steps or run.schedule.num_steps} steps"
