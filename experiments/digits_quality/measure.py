@@ -65,7 +65,7 @@ def main():
         halves = [statistics(classifier.features(everything[part])) for part in (order[::2], order[1::2])]
         counts = f"{halves[0].num_rows} | the other {halves[1].num_rows}"
         print(f"| half of the real digits, split {seed} | {counts} | {frechet_distance(*halves):.2f} | |")
-    ways = [("ancestral", None)] + [("ddim", steps) for steps in args.ddim_steps]
+    ways = [("ddim", steps) for steps in args.ddim_steps] + [("ancestral", None)]
     for name, num_steps in ways:
         start = time.perf_counter()
         model = build.load(args.workdir, sampler={"name": name})
