@@ -9,8 +9,8 @@ import optax
 from diffusion.types import Params
 
 
-def named(decays: Iterable[float]) -> dict[str, float]:
-    """{"0.9999": 0.9999, ...}: decays by the name under which their average is stored."""
+def named(decays: Iterable[Any]) -> dict[str, float]:
+    """{"0.9999": 0.9999, ...}: decays by the name under which their average is stored; ValueError for other values."""
     decays = tuple(decays)
     for decay in decays:
         if not (isinstance(decay, int | float) and 0 <= decay < 1):
