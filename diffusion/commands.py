@@ -93,7 +93,7 @@ def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run, An
     run = build.build(config)
     facts = run.facts._asdict()
     workdir.check_facts(folder, facts)
-    workdir.check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     target = states.abstract(run.new_state, mesh)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
     workdir.check_space(folder, size, config.training.keep_checkpoints)
@@ -190,6 +190,7 @@ def sample(
         run = build.load(folder, sampler=sampler, grid=grid)
         made = _description(run, num_samples, num_steps, seed)
         workdir.check_writable(folder / "samples")
+        (folder / "samples").mkdir(exist_ok=True)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
     start = time.perf_counter()

@@ -54,19 +54,19 @@ def check(workdir: Path, config: Mapping[str, Any]) -> None:
     """
     if saved_steps(workdir):
         _check_same(workdir, config)
-    new = not workdir.exists()
     check_writable(workdir)
-    if new:
-        workdir.rmdir()
 
 
 def check_writable(folder: Path) -> None:
-    """Makes the folder and writes a file into it for a moment; ValueError or OSError say why it cannot be."""
+    """Tries to write where the folder is or would be made, and leaves nothing; ValueError or OSError say what is wrong.
+
+    It makes no folder, not even for a moment, so that several processes may ask at once.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
-    except (FileExistsError, NotADirectoryError) as error:
+    except NotADirectoryError as error:
         raise ValueError(f"{folder} is not a folder, or lies below a file; choose another --workdir.") from error
     except OSError as error:
         raise OSError(f"{folder} cannot be written to ({error.strerror}); choose another --workdir.") from error
