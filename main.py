@@ -56,8 +56,10 @@ def _train() -> int:
 
 
 def _sample() -> int:
-    from diffusion import commands
+    from diffusion import commands, devices
 
+    if not _DISTRIBUTED.value:
+        devices.one_per_core()
     options: dict[str, dict[str, Any]] = {"sampler": {}, "grid": {}}
     for key, value in _overrides().items():
         block, _, name = key.partition(".")

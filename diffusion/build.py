@@ -82,6 +82,17 @@ class Run:
             return {}
         return {"label": np.arange(num_samples, dtype=np.int32) % len(self.facts.class_names)}
 
+    def check_cond(self, cond: Cond) -> None:
+        """ValueError if the network cannot be conditioned on these values."""
+        if not self.config.network.get("class_conditional"):
+            if cond:
+                raise ValueError(f"got cond with {sorted(cond)}, but this run is not conditional; leave cond out.")
+            return
+        labels, last = np.asarray(cond.get("label", 0)), len(self.facts.class_names) - 1
+        wrong = labels[(labels < 0) | (labels > last)]
+        if wrong.size or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"got labels {wrong[:5]} of type {labels.dtype}, expected integers in 0..{last}.")
+
     def batches(self, process_index: int = 0, process_count: int = 1) -> Any:
         """The endless training stream; [step] gives this process's rows of that step's batch."""
         block, training = self.config.data, self.config.training

@@ -158,6 +158,15 @@ def test_conditional_runs_read_labels_and_draw_the_classes_in_turn():
     other[3] = 9
     changed = np.abs(sampling.generate(heard, num_samples=12, num_steps=2, cond={"label": other}) - images)
     np.testing.assert_array_equal(changed.max((1, 2, 3)) > 1e-3, np.arange(12) == 3)
+    for wrong, words in {
+        10: r"labels \[10\] .* expected integers in 0..9",
+        -1: r"labels \[-1\]",
+        0.5: "of type float",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            sampling.generate(heard, num_samples=1, num_steps=2, cond={"label": np.array([wrong])})
+    with pytest.raises(ValueError, match="this run is not conditional"):
+        build.build(tiny()).check_cond(run.cond(12))
 
 
 def test_self_conditioned_runs_train_and_sample_with_every_sampler():

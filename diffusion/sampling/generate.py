@@ -34,6 +34,9 @@ class Model(Protocol):
     def denoiser(self) -> Callable[[Any, Cond], AnyDenoiser]:
         """(params, cond) -> denoiser, cond having one row for each sample; always the same function."""
 
+    def check_cond(self, cond: Cond) -> None:
+        """ValueError for conditioning that the model does not take."""
+
     def grid(self, num_steps: int | None = None) -> Step:
         """The model's sampling grid, with another number of steps if one is given."""
 
@@ -74,6 +77,8 @@ def generate(
     for name, rows in cond.items():
         if len(rows) != num_samples:
             raise ValueError(f"cond[{name!r}] has {len(rows)} rows, expected one for each of {num_samples} samples.")
+    if isinstance(model, Model):
+        model.check_cond(cond)
 
     mesh = devices.data_mesh()
     size = -(-min(batch_size, num_samples) // mesh.size) * mesh.size

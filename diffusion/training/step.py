@@ -36,7 +36,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         averages = ema.update(state.ema, params, ema_decays, step, ema_warmup)
-        metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
+        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
         return TrainState(step, params, opt_state, averages), metrics
 
     return train_step

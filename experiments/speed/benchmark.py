@@ -18,7 +18,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="for both sides, on the CPU")
     parser.add_argument("--sampling_steps", type=int, default=1000, help="fewer for a quick look")
     parser.add_argument("--batch_sizes", default="128,512,1024", help="on the GPU")
-    parser.add_argument("--plain_malloc", action="store_true", help="leave glibc's allocator as it is")
+    parser.add_argument(
+        "--as_installed",
+        action="store_true",
+        help="CPU: no tuning: the peer's own memory layout, glibc's allocator as it is",
+    )
     args = parser.parse_args()
 
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peer needs memory too
@@ -26,7 +30,7 @@ def main() -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
         if hasattr(os, "sched_setaffinity"):  # XLA makes as many threads as it may use cores
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-        kept = not args.plain_malloc and keep_freed_memory()
+        kept = not args.as_installed and keep_freed_memory()
         print(f"freed memory is {'kept' if kept else 'given back to the system'}, for both sides")
     rows = args.rows.split(",")
     print(on_cpu(args, rows) if args.device == "cpu" else on_gpu(args, rows), flush=True)
@@ -38,16 +42,20 @@ def on_cpu(args: argparse.Namespace, rows: list[str]) -> str:
     import torch
     from timing import compare, table
 
+    from diffusion import devices
+
+    devices.one_per_core()  # as `main.py --mode=sample` does
     torch.set_num_threads(args.threads)
     steps, measured = args.sampling_steps, []
+    layout = better_layout if not args.as_installed else lambda *_: False
     if "train" in rows:
-        peer = peers.train_step(8, channels_last=better_layout(peers.train_step, 8))
+        peer = peers.train_step(8, channels_last=layout(peers.train_step, 8))
         measured.append(compare("CIFAR-10 train step, batch 8", ours.train_step(8), peer, turns=args.turns))
     if "forward" in rows:
-        peer = peers.forward(8, channels_last=better_layout(peers.forward, 8))
+        peer = peers.forward(8, channels_last=layout(peers.forward, 8))
         measured.append(compare("CIFAR-10 forward, batch 8", ours.forward(8), peer, turns=args.turns, repeats=2))
     if "sampling" in rows:
-        peer = peers.sampling(256, steps, channels_last=better_layout(peers.sampling, 256, 20))
+        peer = peers.sampling(256, steps, channels_last=layout(peers.sampling, 256, 20))
         turns = max(args.turns * 100 // steps, 3)
         measured.append(compare(f"256 digits, {steps} ancestral steps", ours.sampling(256, steps), peer, turns=turns))
     return table(measured)

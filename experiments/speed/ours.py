@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion import guidance, keys, levels, losses, parameterization, schedules, weights
+from diffusion import devices, guidance, keys, levels, losses, parameterization, schedules, weights
 from diffusion.networks.unet import unet
 from diffusion.sampling import grids, loop
 from diffusion.sampling.ancestral import ancestral
@@ -70,23 +70,29 @@ def forward(batch_size: int, dtype: str = "float32") -> Callable[[], None]:
 
 
 def sampling(num_samples: int, num_steps: int) -> Callable[[], None]:
-    """The first num_steps of DDPM's 1000 ancestral steps for num_samples digits, x_0 clipped, one key per sample."""
+    """The first num_steps of DDPM's 1000 ancestral steps for num_samples digits, x_0 clipped, one key per sample.
+
+    The samples are spread over the devices, as `sampling.generate` does it.
+    """
     network, schedule, param = unet(DIGITS, **DIGITS_UNET), schedules.linear_beta(), parameterization.eps()
     params = _init(network)
     steps = jax.tree.map(lambda column: column[:num_steps], grids.all_steps(schedule))
 
     @jax.jit
-    def draw(params: Any, base: jax.Array) -> jax.Array:
+    def draw(params: Any, base: jax.Array, ids: jax.Array) -> jax.Array:
         def denoise(x: Any, level: Any) -> Any:
             return param.predict(network.apply(params, x, param.cond(level), cond={}), x, level)
 
-        ids = jnp.arange(num_samples)
         x_T = keys.normal(keys.per_sample(keys.stream(base, "x_T"), ids), DIGITS)
         noise = keys.per_sample(keys.stream(base, "steps"), ids)
         return loop.sample(ancestral("large"), guidance.clip()(denoise), x_T, steps, noise)
 
+    mesh = devices.data_mesh()
+    params, base = jax.device_put((params, jax.random.key(0)), devices.replicated(mesh))
+    ids = jax.device_put(jnp.arange(num_samples), devices.split(mesh))
+
     def program() -> None:
-        draw(params, jax.random.key(0)).block_until_ready()
+        draw(params, base, ids).block_until_ready()
 
     return program
 

@@ -1,0 +1,46 @@
+"""One device, eight, and every core: the same numbers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from diffusion import build, devices, keys
+from diffusion.config import config
+from diffusion.training import state as states
+from diffusion.training.step import compile_step, make_train_step
+
+ROOT = Path(__file__).parents[1]
+NETWORK = {"name": "unet", "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)}
+
+
+@pytest.mark.parametrize("options", [{}, {"loss": {"self_conditioning": True}, "levels": {"name": "stratified"}}])
+def test_eight_devices_are_one_device(options):
+    """The whole training step: data, levels, noise, dropout, coins, gradients, clipping, Adam and the average."""
+    run = build.build(config(network=NETWORK, training={"num_steps": 4, "batch_size": 16}, **options))
+    key, dataset, outcomes = jax.random.key(7), run.batches(), []
+    for count in (1, 8):
+        mesh = Mesh(np.array(jax.devices()[:count]), ("data",))
+        step = make_train_step(run.loss, run.optimizer, run.ema_decays)
+        compiled = compile_step(step, mesh, states.abstract(run.new_state, mesh))
+        state, losses = states.create(run.new_state, keys.stream(key, "init"), mesh), []
+        for i in range(4):
+            state, metrics = compiled(state, devices.from_local_rows(dataset[i], mesh), key)
+            losses.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+        outcomes.append(losses)
+    np.testing.assert_allclose(*outcomes, rtol=2e-5)
+    assert len(set(outcomes[0])) == 4
+
+
+@pytest.mark.parametrize(("given", "expected"), [("", len(os.sched_getaffinity(0))), ("3", 3)])
+def test_one_cpu_device_per_core_unless_the_user_says_how_many(given, expected):
+    program = "import jax; from diffusion import devices; devices.one_per_core(); print(len(jax.devices()))"
+    environment = os.environ | {"XLA_FLAGS": ""} | ({"JAX_NUM_CPU_DEVICES": given} if given else {})
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert int(found.stdout) == expected
