@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diffusion import build, sampling
+from diffusion import build, devices, sampling
 from diffusion.data.digits import digits
 from diffusion.data.scaling import to_unit_range
 from diffusion.metrics.frechet import frechet_distance, statistics
@@ -50,6 +50,7 @@ def main():
     parser.add_argument("--num_samples", type=int, default=1024)
     parser.add_argument("--ddim_steps", type=int, nargs="*", default=[20, 50])
     args = parser.parse_args()
+    devices.one_per_core()
     (train, train_labels), (test, test_labels) = real("train"), real("test")
     classifier = DigitClassifier(train, train_labels)
     accuracy = (classifier.classify(test) == test_labels).mean()
