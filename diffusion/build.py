@@ -19,6 +19,8 @@ from diffusion.config import from_json, make
 from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
 from diffusion.networks.network import Network
+from diffusion.parameterization import Parameterization
+from diffusion.sampling import grids
 from diffusion.sampling.sampler import Sampler
 from diffusion.schedules import Schedule
 from diffusion.training import checkpoint, ema
@@ -62,15 +64,16 @@ class Run:
         """One sample's shape, (h, w, c)."""
         return self.facts.shape
 
-    def grid(self, num_steps: int | None = None) -> Step:
-        """The configured sampling grid, or the same kind of grid with another number of steps."""
+    def grid(self, num_steps: int | None = None, sampler: Sampler | None = None) -> Step:
+        """The configured sampling grid, or the same kind with another number of steps, or for another sampler."""
         options = dict(self.config.grid)
         if num_steps is not None:
             options |= {
                 "name": "strided" if options["name"] == "all_steps" else options["name"],
                 "num_steps": num_steps,
             }
-        return make("grid", options, schedule=self.schedule)
+        steps = make("grid", options, schedule=self.schedule)
+        return grids.prepare(self.schedule, steps, sampler or self.sampler)
 
     def with_params(self, params: Params) -> "Run":
         """This run with other parameters to sample from; what was compiled stays compiled."""
@@ -124,7 +127,7 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
     _check_training(config)
     losses.check_norm(config.loss.norm)
     schedule = make("schedule", config.schedule)
-    param = make("parameterization", config.parameterization, schedule=schedule)
+    param = _parameterization(config, schedule)
     weight = make("weight", config.weight, schedule=schedule)
     level_sampler = make("levels", config.levels, schedule=schedule)
     optimizer = make("optimizer", config.optimizer)
@@ -161,6 +164,17 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
         return SelfConditioned(bind) if config.loss.self_conditioning else bind(None)
 
     return Run(config, facts, schedule, network, optimizer, sampler, denoiser, loss, dataset)
+
+
+def _parameterization(config: ConfigDict, schedule: Schedule) -> Parameterization:
+    """The parameterization, which tells the network of a level in the schedule's way."""
+    param = make("parameterization", config.parameterization, schedule=schedule)
+    if not np.isfinite(param.coefs(schedule.level(np.asarray(schedule.end)))).all():
+        raise ValueError(
+            f"parameterization.name={config.parameterization.name} says nothing of x_0 at pure noise, where "
+            f"schedule.name={config.schedule.name} ends. Use parameterization.name=flow, v, x_0 or edm."
+        )
+    return dataclasses.replace(param, cond=schedule.embed)
 
 
 def _threshold(config: ConfigDict) -> guidance.Transform:

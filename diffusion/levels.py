@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from diffusion.schedules import Schedule
 from diffusion.types import NoiseLevel
@@ -17,16 +18,12 @@ LevelSampler = Callable[[jax.Array, int], NoiseLevel]
 
 
 def uniform(schedule: Schedule) -> LevelSampler:
-    """t uniform on 1..T, independent for each sample (DDPM algorithm 1)."""
-
-    def sample(key: jax.Array, batch_size: int) -> NoiseLevel:
-        return schedule.level(jax.random.randint(key, (batch_size,), 1, schedule.num_steps + 1))
-
-    return sample
+    """t uniform, independent for each sample: on 1..T of a chain (DDPM algorithm 1), on (0, end] of a path."""
+    return lambda key, batch_size: _at(schedule, jax.random.uniform(key, (batch_size,)))
 
 
 def stratified(schedule: Schedule) -> LevelSampler:
-    """t uniform on 1..T for each sample, and spread evenly over each batch.
+    """t uniform for each sample, and spread evenly over each batch.
 
     Sample i of b draws its time from the i-th of b equal slices of (0, 1], so the batch mean of any function
     of t varies less than with independent draws (Kingma et al. 2021, arXiv:2107.00630, appendix I.1, share one
@@ -34,8 +31,52 @@ def stratified(schedule: Schedule) -> LevelSampler:
     """
 
     def sample(key: jax.Array, batch_size: int) -> NoiseLevel:
-        u = (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size
-        t = 1 + jnp.floor(u * schedule.num_steps).astype(jnp.int32)
-        return schedule.level(jnp.minimum(t, schedule.num_steps))
+        return _at(schedule, (jnp.arange(batch_size) + jax.random.uniform(key, (batch_size,))) / batch_size)
 
     return sample
+
+
+def antithetic(schedule: Schedule) -> LevelSampler:
+    """t uniform for each sample, in pairs u and 1 - u: what is linear in t has no variance but an odd batch's last.
+
+    Sample i and its partner, half a batch later, mirror each other.
+    """
+
+    def sample(key: jax.Array, batch_size: int) -> NoiseLevel:
+        u = jax.random.uniform(key, (-(-batch_size // 2),))
+        return _at(schedule, jnp.concatenate([u, 1 - u])[:batch_size])
+
+    return sample
+
+
+def log_normal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> LevelSampler:
+    """ln(sigma / alpha) normal with EDM's P_mean and P_std (Karras et al. 2022, table 1); a chain's nearest level."""
+    _check_std(std)
+
+    def sample(key: jax.Array, batch_size: int) -> NoiseLevel:
+        log_sigma = mean + std * jax.random.normal(key, (batch_size,))
+        return schedule.level(schedule.time_at(-2 * log_sigma))
+
+    return sample
+
+
+def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> LevelSampler:
+    """t / end the sigmoid of a normal, which prefers the middle (Esser et al. 2024, arXiv:2403.03206, eq. 19)."""
+    _check_std(std)
+
+    def sample(key: jax.Array, batch_size: int) -> NoiseLevel:
+        return _at(schedule, jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch_size,))))
+
+    return sample
+
+
+def _at(schedule: Schedule, u: Float[Array, " batch"]) -> NoiseLevel:
+    """The levels at the shares u in [0, 1] of a schedule's times, which exclude clean data."""
+    if schedule.num_steps is None:
+        return schedule.level(schedule.end * jnp.maximum(u, jnp.finfo(u.dtype).eps / 2))
+    return schedule.level(1 + jnp.minimum(jnp.floor(u * schedule.num_steps).astype(int), schedule.num_steps - 1))
+
+
+def _check_std(std: float) -> None:
+    if not std > 0:
+        raise ValueError(f"got std={std}, expected a positive number.")

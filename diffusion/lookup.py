@@ -3,7 +3,8 @@
 Two kinds of places hold components. In a module, they are the public functions annotated to return the
 wanted type (`schedules.py`: every function that returns a `Schedule`). In a package, they are the modules
 that define a function of their own name (`sampling/ddim.py`: `ddim`). Nothing is registered by hand: a new
-function, or a new file, is found.
+function, or a new file, is found. A function of functions, or of what it returns, is not a component but a
+tool for building them (`schedules.respace`).
 """
 
 import difflib
@@ -31,7 +32,10 @@ def components(place: ModuleType, returns: Any) -> dict[str, Callable[..., Any]]
 def _makes(function: Any, returns: Any) -> bool:
     if not callable(function) or inspect.isclass(function):
         return False
-    return inspect.signature(function).return_annotation == returns
+    signature = inspect.signature(function)
+    takes = [parameter.annotation for parameter in signature.parameters.values()]
+    builds = any(hint == returns or typing.get_origin(hint) is Callable for hint in takes)
+    return signature.return_annotation == returns and not builds
 
 
 def find(place: ModuleType, returns: Any, name: str, *, block: str) -> Callable[..., Any]:

@@ -32,7 +32,8 @@ class Parameterization:
 
     coefs(level) -> (c_in, c_skip, c_out), each of the level's shape.
     target(x_0, eps, level) -> what F should be, of x_0's shape.
-    cond(level) -> what the network is told of the level, of the level's shape.
+    cond(level) -> what the network is told of the level, of the level's shape; `build` puts the schedule's own
+        way in its place (`Schedule.embed`).
     """
 
     coefs: Callable[[NoiseLevel], tuple[Any, Any, Any]]
@@ -97,13 +98,47 @@ def score() -> Parameterization:
     )
 
 
+def edm(sigma_data: float = 0.5) -> Parameterization:
+    """EDM's preconditioning (Karras et al. 2022, arXiv:2206.00364, table 1), on any path.
+
+    It keeps input and target at unit variance at every level if the data's standard deviation is sigma_data. With
+    s = sigma / alpha in the place of their sigma: c_skip = sigma_data^2 / (s^2 + sigma_data^2), and so on. Their
+    loss weight 1 / c_out^2 on the error of x_0 is weight "constant" here.
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"got sigma_data={sigma_data}, expected the data's standard deviation, such as 0.5.")
+
+    def coefs(level: NoiseLevel) -> tuple[Any, Any, Any]:
+        variance = level.sigma**2 + level.alpha**2 * sigma_data**2
+        return variance**-0.5, level.alpha * sigma_data**2 / variance, level.sigma * sigma_data * variance**-0.5
+
+    def target(x_0: Any, eps: Any, level: NoiseLevel) -> Any:
+        scale = (level.sigma**2 + level.alpha**2 * sigma_data**2) ** -0.5 / sigma_data
+        return expand(level.sigma * scale, x_0) * x_0 - expand(level.alpha * sigma_data**2 * scale, x_0) * eps
+
+    return Parameterization(coefs, target)
+
+
+def flow() -> Parameterization:
+    """Predicts the velocity of straight lines, eps - x_0 (Lipman et al. 2022, arXiv:2210.02747), on any path.
+
+    x_0_hat = (x_t - sigma F) / (alpha + sigma); on the flow schedule alpha + sigma = 1 and F = dx_t / dt.
+    """
+
+    def coefs(level: NoiseLevel) -> tuple[Any, Any, Any]:
+        both = level.alpha + level.sigma
+        return _one(level), 1 / both, -level.sigma / both
+
+    return Parameterization(coefs, lambda x_0, eps, level: eps - x_0)
+
+
 def mean(schedule: Schedule) -> Parameterization:
     """Predicts the posterior mean of x_{t-1} given x_t and x_0 (DDPM section 3.2, "mu tilde"; eq. 7).
 
     With mu = a x_0 + b x_t, x_0_hat = (F - b x_t) / a. The step t -> t - 1 is that of the training chain, so
     the coefficients come from its tables, and sampling on any grid stays right.
     """
-    t = np.arange(1, schedule.num_steps + 1)
+    t = np.arange(1, schedule.chain_length("parameterization.name=mean") + 1)
     now, to = schedule.level(t), schedule.level(t - 1)
     chain = Step(now, to, to.log_snr - now.log_snr)
     ones, zeros = np.ones(len(t)), np.zeros(len(t))

@@ -43,11 +43,14 @@ class Step(NamedTuple):
     h = to.log_snr - now.log_snr >= 0 is subtracted in float64 and rounded once; recomputing it from
     two float32 fields would lose three digits on a 1000-step chain. A whole sampling grid is one `Step`
     whose fields have a leading axis.
+
+    aux: a third level, which some samplers evaluate besides `now` (`Sampler.aux`, `grids.prepare`).
     """
 
     now: NoiseLevel
     to: NoiseLevel
     h: Any
+    aux: NoiseLevel | None = None
 
 
 class Prediction(NamedTuple):

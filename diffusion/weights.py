@@ -11,10 +11,12 @@ error of eps counts as |eps_hat - eps|^2 = SNR |x_0_hat - x_0|^2.
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion.parameterization import Parameterization
 from diffusion.schedules import Schedule
+from diffusion.sde import log_snr_rate
 from diffusion.types import NoiseLevel, float32, namespace
 
 Weight = Callable[[NoiseLevel, Parameterization], Any]
@@ -44,13 +46,17 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
 
 
 def vlb(schedule: Schedule) -> Weight:
-    """The true bound's: T (SNR_{t-1} - SNR_t) / 2 on the error of x_0 (Kingma et al. 2021, eq. 13).
+    """The true bound's, on the error of x_0: T (SNR_{t-1} - SNR_t) / 2 on a chain (Kingma et al. 2021, eq. 13).
+
+    On a continuous path it is the limit of many steps, -SNR'(t) end / 2 (their eq. 17).
 
     With t uniform on 1..T the expected loss is sum_t L_{t-1} of the variational bound, in nats per dimension,
     for reverse variances equal to the posterior's. At t = 1 that variance is 0 and the term infinite; as in
     DDPM the last step then has the forward kernel's variance, whose Gaussian log-likelihood weighs the error
     by 1 / (2 sigma_1^2).
     """
+    if schedule.num_steps is None:
+        return _on_x_0(lambda level: -schedule.end / 2 * jnp.exp(level.log_snr) * log_snr_rate(schedule, level.t))
     t = np.arange(1, schedule.num_steps + 1)
     now, to = schedule.level(t), schedule.level(t - 1)
     last = np.full(1, 1 / (2 * now.sigma[0] ** 2))

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -64,11 +65,12 @@ def step_at(schedule, now, to):
     return Step(now, to, to.log_snr - now.log_snr)
 
 
+def rows_of(tree, part):
+    """Part of the leading axis of every column."""
+    return jax.tree.map(lambda column: column[part], tree)
+
+
 def rows(steps: Step):
     """The single steps of a grid, in order."""
     for i in range(len(steps.h)):
-        yield Step(
-            NoiseLevel(*(column[i] for column in steps.now)),
-            NoiseLevel(*(column[i] for column in steps.to)),
-            steps.h[i],
-        )
+        yield rows_of(steps, i)

@@ -7,8 +7,9 @@ import pytest
 
 RANKS = [
     {"types", "keys", "lookup", "devices", "workdir", "provenance"},
+    {"paths"},
     {"schedules", "gaussian", "networks", "data", "metrics"},
-    {"parameterization", "levels", "guidance", "images"},
+    {"parameterization", "levels", "guidance", "images", "sde"},
     {"weights"},
     {"losses", "sampling", "likelihood"},
     {"training", "evaluate", "sweeps"},

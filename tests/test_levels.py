@@ -2,13 +2,16 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion import levels, lookup
+from diffusion import levels, lookup, schedules
 from diffusion.schedules import linear_beta
 
 SAMPLERS = lookup.components(levels, levels.LevelSampler)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+UNIFORM = ("uniform", "stratified", "antithetic")
+
+
+@pytest.mark.parametrize("name", UNIFORM)
 @pytest.mark.parametrize("num_steps", [1, 10])
 def test_every_step_of_the_chain_is_drawn_equally_often(name, num_steps):
     draw = SAMPLERS[name](linear_beta(num_steps))
@@ -24,6 +27,43 @@ def test_stratified_batches_hold_every_step_once():
     np.testing.assert_array_equal(np.sort(draw(jax.random.key(3), 64).t), np.arange(1, 65))
     means = [draw(key, 16).t.mean() for key in jax.random.split(jax.random.key(0), 100)]
     assert np.std(means) < 64 / np.sqrt(12) / 16 / 2, "independent draws would give 64 / sqrt(12 * 16)"
+
+
+def quantiles(draw, of):
+    value = np.concatenate([of(draw(key, 500)) for key in jax.random.split(jax.random.key(0), 40)])
+    assert np.isfinite(value).all()
+    return np.quantile(value, [0.1, 0.5, 0.9])
+
+
+@pytest.mark.parametrize("path", [schedules.vp_linear(), schedules.edm(), schedules.flow()], ids=["vp", "edm", "flow"])
+@pytest.mark.parametrize("name", UNIFORM)
+def test_times_of_a_path_are_uniform_and_never_clean(name, path):
+    got = quantiles(SAMPLERS[name](path), lambda level: level.t / path.end)
+    np.testing.assert_allclose(got, [0.1, 0.5, 0.9], atol=0.012)
+    assert min(SAMPLERS[name](path)(jax.random.key(i), 64).sigma.min() for i in range(20)) > 0
+
+
+@pytest.mark.parametrize(
+    "schedule", [schedules.edm(), schedules.vp_linear(), linear_beta()], ids=["edm", "vp", "chain"]
+)
+def test_log_normal_is_normal_in_log_sigma(schedule):
+    got = quantiles(levels.log_normal(schedule), lambda level: -level.log_snr / 2)
+    np.testing.assert_allclose(got, -1.2 + 1.2 * np.array([-1.2816, 0, 1.2816]), atol=0.05)
+
+
+def test_logit_normal_is_normal_in_the_logit_of_time():
+    got = quantiles(levels.logit_normal(schedules.flow(), 0.5, 0.8), lambda level: np.log(level.t / (1 - level.t)))
+    np.testing.assert_allclose(got, 0.5 + 0.8 * np.array([-1.2816, 0, 1.2816]), atol=0.04)
+
+
+def test_antithetic_pairs_mirror_each_other():
+    t = levels.antithetic(schedules.flow())(jax.random.key(0), 9).t
+    np.testing.assert_allclose(t[:4] + t[5:], 1, atol=1e-6)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"got std=0.0"):
+        levels.log_normal(schedules.edm(), std=0.0)
 
 
 def test_levels_are_those_of_the_schedule():

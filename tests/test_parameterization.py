@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import gaussian, lookup, parameterization
+from diffusion import gaussian, lookup, parameterization, schedules
 from diffusion.parameterization import Parameterization
 from diffusion.schedules import cosine_alpha_bar, linear_beta
 from tests import laws
@@ -18,7 +18,7 @@ def make(name, schedule):
 
 
 def test_all_are_found():
-    assert set(FACTORIES) == {"eps", "x_0", "v", "score", "mean"}
+    assert set(FACTORIES) == {"eps", "x_0", "v", "score", "mean", "edm", "flow"}
 
 
 @pytest.mark.parametrize("name", FACTORIES)
@@ -55,6 +55,40 @@ def test_float32_on_the_device_agrees_with_float64(name):
     for exact, rounded in zip(param.coefs(schedule.level(t)), param.coefs(schedule.level(jnp.asarray(t))), strict=True):
         assert rounded.dtype == jnp.float32
         np.testing.assert_allclose(rounded, exact, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [name for name in FACTORIES if name != "mean"])
+@pytest.mark.parametrize(
+    "path", [schedules.edm(), schedules.flow(), schedules.sub_vp_linear()], ids=["edm", "flow", "sub"]
+)
+def test_all_but_the_mean_fit_every_path(name, path):
+    param, rng = make(name, path), np.random.default_rng(0)
+    level = path.level(np.array([0.001, 0.3, 0.9]) * path.end)
+    x_0, eps = rng.normal(size=(2, 3, 4))
+    x_t = gaussian.diffuse(x_0, eps, level)
+    prediction = param.predict(param.target(x_0, eps, level), x_t, level)
+    np.testing.assert_allclose(prediction.x_0, x_0, atol=1e-8)
+    np.testing.assert_allclose(prediction.eps, eps, atol=1e-8)
+
+
+def test_edm_is_its_papers_table_and_keeps_unit_variance():
+    sigma = np.array([0.002, 0.5, 80.0])
+    level, param = schedules.edm().level(sigma), parameterization.edm()
+    c_in, c_skip, c_out = param.coefs(level)
+    np.testing.assert_allclose(c_in, 1 / np.sqrt(sigma**2 + 0.25), rtol=1e-12)
+    np.testing.assert_allclose(c_skip, 0.25 / (sigma**2 + 0.25), rtol=1e-12)
+    np.testing.assert_allclose(c_out, sigma * 0.5 / np.sqrt(sigma**2 + 0.25), rtol=1e-12)
+    rng = np.random.default_rng(0)
+    x_0, eps = 0.5 * rng.normal(size=(3, 100_000)), rng.normal(size=(3, 100_000))
+    np.testing.assert_allclose(param.target(x_0, eps, level).std(1), 1, atol=0.01)
+    np.testing.assert_allclose((c_in[:, None] * gaussian.diffuse(x_0, eps, level)).std(1), 1, atol=0.01)
+
+
+def test_flow_on_straight_lines_is_the_velocity():
+    x_0, eps = np.random.default_rng(3).normal(size=(2, 1, 5))
+    path = schedules.flow()
+    rate = (gaussian.diffuse(x_0, eps, path.level(0.6)) - gaussian.diffuse(x_0, eps, path.level(0.4))) / 0.2
+    np.testing.assert_allclose(parameterization.flow().target(x_0, eps, path.level(0.5)), rate, rtol=1e-9)
 
 
 def test_the_mean_is_ddpm_mu_tilde():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import gaussian, lookup, parameterization, weights
+from diffusion import gaussian, lookup, parameterization, schedules, weights
 from diffusion.parameterization import Parameterization
 from diffusion.schedules import cosine_alpha_bar, linear_beta
 from tests import laws
@@ -19,7 +19,7 @@ T = np.array([1, 2, 50, 500, 1000])
 def weighted_error(weight, name):
     """(weight x squared error of the network, error of x_0 it means, error of eps, SNR) at the times T."""
     make = PARAMETERIZATIONS[name]
-    param = make(SCHEDULE) if inspect.signature(make).parameters else make()
+    param = make(SCHEDULE) if "schedule" in inspect.signature(make).parameters else make()
     level, rng = SCHEDULE.level(T), np.random.default_rng(0)
     x_0, eps, error = rng.normal(size=(3, len(T)))
     x_t = gaussian.diffuse(x_0, eps, level)
@@ -55,6 +55,22 @@ def test_vlb_is_the_kl_of_the_two_reverse_steps(name):
     kl = gaussian.kl(0.0, log_var, tables.posterior_x_0[t] * x_0[1:], log_var)
     np.testing.assert_allclose(got[1:], 1000 * kl, rtol=1e-6)
     assert got[0] == pytest.approx(1000 * x_0[0] ** 2 / (2 * 1e-4), rel=1e-9), "t = 1: variance beta_1"
+
+
+@pytest.mark.parametrize("path", [schedules.vp_linear(), schedules.flow()], ids=["vp", "flow"])
+def test_vlb_of_a_path_is_the_limit_of_its_chains(path):
+    t, n = np.array([0.2, 0.5, 0.8]), 10_000
+    snr = lambda t: np.exp(path.level(t).log_snr)
+    limit = n * (snr(t - 0.5 / n) - snr(t + 0.5 / n)) / 2
+    got = weights.vlb(path)(path.level(jnp.asarray(t)), parameterization.x_0())
+    np.testing.assert_allclose(got, limit, rtol=1e-4)
+
+
+def test_edm_weight_is_constant_on_the_network_of_edm():
+    """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 on x_0 (Karras et al. 2022, table 1)."""
+    sigma = np.array([0.01, 1.0, 50.0])
+    c_out = parameterization.edm().coefs(schedules.edm().level(sigma))[2]
+    np.testing.assert_allclose(1 / c_out**2, (sigma**2 + 0.25) / (sigma * 0.5) ** 2, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

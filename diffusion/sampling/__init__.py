@@ -10,10 +10,44 @@ A sampler sees a denoiser and a `Step` (two noise levels) and nothing else: no s
 
 from diffusion.images import show, show_path
 from diffusion.sampling.ancestral import ancestral
+from diffusion.sampling.annealed_langevin import annealed_langevin
 from diffusion.sampling.ddim import ddim
+from diffusion.sampling.dpmpp_2m import dpmpp_2m
+from diffusion.sampling.dpmpp_2s import dpmpp_2s
+from diffusion.sampling.dpmpp_3m import dpmpp_3m
+from diffusion.sampling.dpmpp_sde import dpmpp_sde
+from diffusion.sampling.euler import euler
+from diffusion.sampling.euler_maruyama import euler_maruyama
 from diffusion.sampling.generate import generate
-from diffusion.sampling.grids import all_steps, strided
+from diffusion.sampling.grids import all_steps, karras, prepare, strided, through, uniform_log_snr
+from diffusion.sampling.heun import heun
 from diffusion.sampling.loop import sample
+from diffusion.sampling.predictor_corrector import predictor_corrector
 from diffusion.sampling.sampler import Sampler
+from diffusion.sampling.unipc import unipc
 
-__all__ = ["Sampler", "all_steps", "ancestral", "ddim", "generate", "sample", "show", "show_path", "strided"]
+__all__ = [
+    "Sampler",
+    "all_steps",
+    "ancestral",
+    "annealed_langevin",
+    "ddim",
+    "dpmpp_2m",
+    "dpmpp_2s",
+    "dpmpp_3m",
+    "dpmpp_sde",
+    "euler",
+    "euler_maruyama",
+    "generate",
+    "heun",
+    "karras",
+    "predictor_corrector",
+    "prepare",
+    "sample",
+    "show",
+    "show_path",
+    "strided",
+    "through",
+    "uniform_log_snr",
+    "unipc",
+]

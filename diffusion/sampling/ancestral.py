@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion import gaussian, keys
-from diffusion.sampling.sampler import Sampler
+from diffusion.sampling.sampler import Sampler, one_per_step, stateless
 from diffusion.types import Denoiser, Step, expand
 
 
@@ -26,4 +26,4 @@ def ancestral(variance: str = "large") -> Sampler:
         std = jnp.sqrt(small if variance == "small" else jnp.where(step.to.sigma > 0, large, 0.0))
         return mean + expand(std, x) * keys.normal(keys_, x.shape[1:]), None
 
-    return Sampler(init=lambda x: None, step=step, order=1, nfe=lambda num_steps: num_steps)
+    return Sampler(stateless, step, order=1, nfe=one_per_step)

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion import gaussian, keys
-from diffusion.sampling.sampler import Sampler
+from diffusion.sampling.sampler import Sampler, one_per_step, stateless
 from diffusion.types import Denoiser, Step, expand
 
 
@@ -29,4 +29,4 @@ def ddim(eta: float = 0.0) -> Sampler:
             x += expand(eta * jnp.sqrt(small), x) * keys.normal(keys_, x.shape[1:])
         return x, None
 
-    return Sampler(init=lambda x: None, step=step, order=1, nfe=lambda num_steps: num_steps)
+    return Sampler(stateless, step, order=1, nfe=one_per_step)

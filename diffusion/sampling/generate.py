@@ -37,8 +37,8 @@ class Model(Protocol):
     def check_cond(self, cond: Cond) -> None:
         """ValueError for conditioning that the model does not take."""
 
-    def grid(self, num_steps: int | None = None) -> Step:
-        """The model's sampling grid, with another number of steps if one is given."""
+    def grid(self, num_steps: int | None = None, sampler: Sampler | None = None) -> Step:
+        """The model's sampling grid, with another number of steps, for another sampler, if they are given."""
 
 
 def generate(
@@ -123,8 +123,9 @@ def _parts(
     if steps is not None and num_steps is not None:
         raise ValueError("got both steps= and num_steps=; pass the grid, or the number of steps of the run's own grid.")
     if isinstance(model, Model):
-        grid = model.grid(num_steps) if steps is None else steps
-        return model.denoiser, model.params, tuple(shape or model.shape), sampler or model.sampler, grid
+        sampler = sampler or model.sampler
+        grid = model.grid(num_steps, sampler) if steps is None else steps
+        return model.denoiser, model.params, tuple(shape or model.shape), sampler, grid
     if shape is None or steps is None or sampler is None or num_steps is not None:
         raise ValueError(
             "a bare denoiser does not know its data: pass shape=(h, w, c), steps= (such as "

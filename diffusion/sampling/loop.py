@@ -42,10 +42,10 @@ def sample(
 
 
 def _with_memory(denoise: AnyDenoiser, x_0_hat: Any) -> tuple[Any, Any]:
-    """(denoiser, recall) where a self-conditioned denoiser is fed its last estimate and recall() returns it.
+    """(denoiser, recall): a self-conditioned denoiser is fed the last remembered estimate, recall() returns the newest.
 
-    The memory is a Python list filled while the step is traced, so that a sampler which evaluates the
-    denoiser several times per step needs to know nothing of it.
+    Remembered is the first evaluation of each step, in a Python list filled while the step is traced, so that a
+    sampler needs to know nothing of it. (A later one may lie inside `lax.cond`, out of which no value can be kept.)
     """
     if not isinstance(denoise, SelfConditioned):
         return denoise, lambda: None
@@ -53,7 +53,8 @@ def _with_memory(denoise: AnyDenoiser, x_0_hat: Any) -> tuple[Any, Any]:
 
     def remembering(x: Any, level: Any) -> Prediction:
         prediction = denoise.bind(estimates[-1])(x, level)
-        estimates.append(prediction.x_0)
+        if len(estimates) == 1:
+            estimates.append(prediction.x_0)
         return prediction
 
     return remembering, lambda: estimates[-1]

@@ -1,0 +1,30 @@
+"""Euler-Maruyama: the plainest solver of the reverse SDE."""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffusion import keys
+from diffusion.sampling.sampler import Sampler, one_per_step, stateless
+from diffusion.types import Denoiser, Step, expand
+
+
+@functools.cache
+def euler_maruyama() -> Sampler:
+    """x - (f x - g^2 score) |dt| + g sqrt|dt| z, frozen at the start of the step (Song et al. 2020, appendix D).
+
+    f dt and g^2 dt are read off the levels: log(alpha_now / alpha_to), and sigma_now^2 (1 - exp(-h)), the variance
+    that the forward process adds from `to` to `now`; both agree with f |dt| and g^2 |dt| to first order. The last
+    step, to clean data, is the denoiser's x_0 (their "denoising" step). From pure noise (alpha = 0) f is infinite.
+    """
+    return Sampler(stateless, _step, order=1, nfe=one_per_step)
+
+
+def _step(denoise: Denoiser, x: Any, state: None, step: Step, keys_: Any) -> tuple[Any, None]:
+    x_0, eps, _ = denoise(x, step.now)
+    growth = jnp.log(step.to.alpha / step.now.alpha)
+    added = step.now.sigma**2 * -jnp.expm1(-step.h)
+    moved = expand(1 + growth, x) * x - expand(added / step.now.sigma, x) * eps
+    moved += expand(jnp.sqrt(added), x) * keys.normal(keys_, x.shape[1:])
+    return jnp.where(step.to.sigma > 0, moved, step.to.alpha * x_0), None
