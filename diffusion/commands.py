@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
-from diffusion import build, devices, images, keys, sampling, workdir
+from diffusion import build, devices, images, keys, points, sampling, workdir
 from diffusion.config import to_json
 from diffusion.data.scaling import to_uint8
 from diffusion.provenance import provenance
@@ -22,6 +23,7 @@ from diffusion.training.logs import Logs, NonFiniteLoss
 from diffusion.training.loop import Hook, fit
 from diffusion.training.state import TrainState
 from diffusion.training.step import compile_step, make_train_step
+from diffusion.types import SelfConditioned
 
 
 class Refused(Exception):
@@ -141,7 +143,7 @@ def _paint(run: build.Run, state: TrainState, step: int, folder: Path, logs: Log
         if jax.process_index() == 0:
             images.save_png(folder / "samples" / f"step_{step:07d}_{name}.png", drawn)
             if logs:
-                logs.picture(step, f"samples/{name}", images.grid(drawn))
+                logs.picture(step, f"samples/{name}", images.picture(drawn))
 
 
 def _finish(run: build.Run, state: TrainState, folder: Path) -> None:
@@ -151,12 +153,23 @@ def _finish(run: build.Run, state: TrainState, folder: Path) -> None:
     drawn = sampling.generate(model, num_samples=count, seed=run.config.seed, cond=run.cond(count))
     if jax.process_index() == 0:
         curve = plot_loss(folder)
+        if run.shape == (2,):
+            _draw_field(model, drawn, folder)
         images.save_png(folder / "samples.png", drawn)  # last: while it is missing, the same command makes it
         print(f"{count} final samples drawn in {time.perf_counter() - start:.1f} s")
         print(
             f"done: {int(state.step)} steps. Samples: {folder / 'samples.png'}; loss curve: {curve}; "
             f"metrics: {folder / 'metrics.jsonl'}; checkpoints: {folder / 'checkpoints'}"
         )
+
+
+def _draw_field(run: build.Run, drawn: Any, folder: Path) -> None:
+    """score.png: the samples and the learned score field at three levels."""
+    denoise = run.denoiser(run.params, run.cond(441))
+    times = run.schedule.time_at(np.array([-4.0, 0.0, 4.0]))
+    plain = denoise.bind(np.zeros((441, 2), np.float32)) if isinstance(denoise, SelfConditioned) else denoise
+    field = points.score_field(plain, drawn, run.schedule.level(jax.numpy.asarray(times)), grid=21)
+    Image.fromarray(field).save(folder / "score.png")
 
 
 def _last_good(checkpoints: Checkpoints, folder: Path) -> str:
@@ -182,8 +195,9 @@ def sample(
     """Draws samples from the run in the folder and writes them to <folder>/samples/; the path of the .npz.
 
     sampler, grid: settings that replace the run's own, as in `build.load`. The .npz holds `arr_0`, uint8
-    [n, h, w, c], the layout that public FID evaluators read; a PNG grid of the first 256 and a JSON that says how
-    they were made lie beside it. The rest of the config comes from the folder. Refused: before anything is drawn.
+    [n, h, w, c], the layout that public FID evaluators read (float32 [n, 2] for points); a PNG grid of the first
+    256 and a JSON that says how they were made lie beside it. The rest of the config comes from the folder.
+    Refused: before anything is drawn.
     """
     folder = Path(folder).expanduser()
     try:
@@ -205,8 +219,9 @@ def sample(
     )
     file = folder / "samples" / f"{_file_name(made)}.npz"
     if jax.process_index() == 0:
-        np.savez(file, arr_0=to_uint8(drawn))
-        images.save_png(file.with_suffix(".png"), drawn[:256])
+        of_images = len(run.shape) == 3
+        np.savez(file, arr_0=to_uint8(drawn) if of_images else drawn)
+        images.save_png(file.with_suffix(".png"), drawn[:256] if of_images else drawn)
         file.with_suffix(".json").write_text(json.dumps(made | provenance(), indent=2) + "\n")
         seconds = time.perf_counter() - start
         print(f"{num_samples} samples in {seconds:.1f} s: {file} and {file.with_suffix('.png').name} beside it")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from diffusion import points
 from diffusion.data.scaling import to_uint8
 from diffusion.types import Array
 
@@ -28,11 +29,16 @@ def grid(
     return rows.reshape(rows.shape[0] * rows.shape[1], -1, c)[:-1, :-1]
 
 
-def show(images: Float[Array, "n h w c"], columns: int | None = None) -> Any:
-    """A PIL image of the grid, which a notebook displays when it is the last value of a cell."""
+def picture(samples: Float[Array, "n *shape"], columns: int | None = None) -> UInt8[np.ndarray, "height width c"]:
+    """The grid of images [n, h, w, c], or a scatter plot of points [n, 2]."""
+    return points.scatter(samples) if np.ndim(samples) == 2 else grid(samples, columns)
+
+
+def show(images: Float[Array, "n *shape"], columns: int | None = None) -> Any:
+    """A PIL image of the samples, which a notebook displays when it is the last value of a cell."""
     from PIL import Image
 
-    pixels = grid(images, columns)
+    pixels = picture(images, columns)
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
@@ -47,6 +53,6 @@ def show_path(path: Float[Array, "states n h w c"], columns: int = 10) -> Any:
     return show(shown.swapaxes(0, 1).reshape(-1, *path.shape[2:]), columns=len(shown))
 
 
-def save_png(file: Path, images: Float[Array, "n h w c"], columns: int | None = None) -> None:
-    """Writes the grid as a PNG file; its folder must exist."""
+def save_png(file: Path, images: Float[Array, "n *shape"], columns: int | None = None) -> None:
+    """Writes the picture of the samples as a PNG file; its folder must exist."""
     show(images, columns).save(file)

@@ -33,9 +33,11 @@ def noisy(params):
 def test_every_config_builds_and_takes_one_step_at_tiny_size(name):
     full = importlib.import_module(f"configs.{name}").get_config()
     assert from_json(json.loads(json.dumps(to_json(full)))) == full
-    full.network.update({k: v for k, v in TINY_UNET.items() if k in full.network})
-    run = build.build(full, build.Facts((8, 8, 3), 256, tuple("abcdefghij")))
-    batch = {"image": jax.random.uniform(jax.random.key(0), (4, 8, 8, 3)), "label": np.arange(4)}
+    shape = (2,) if full.network.name == "mlp" else (8, 8, 3)
+    if full.network.name == "unet":
+        full.network.update(TINY_UNET)
+    run = build.build(full, build.Facts(shape, 256, tuple("abcdefghij")))
+    batch = {"image": jax.random.uniform(jax.random.key(0), (4, *shape)), "label": np.arange(4)}
     state = run.new_state(jax.random.key(0))
     (loss, _), grads = jax.jit(jax.value_and_grad(run.loss, has_aux=True))(state.params, batch, jax.random.key(1))
     assert np.isfinite(loss)
@@ -99,6 +101,8 @@ def test_unknown_keys_are_named_with_the_right_ones(blocks, words):
         ({"weight": {"name": "snr"}}, "Known: constant, min_snr, p2, vlb"),
         ({"loss": {"norm": "l3"}}, "Known: huber, l1, l2"),
         ({"levels": {"name": "uniformly"}}, "Did you mean 'uniform'"),
+        ({"schedule": {"name": "flow"}}, "parameterization.name=eps says nothing of x_0 at pure noise"),
+        ({"schedule": {"name": "flow"}, "parameterization": {"name": "mean"}}, "needs a discrete chain"),
         ({"sampler": {"name": "ddimm"}}, "Did you mean 'ddim'.*Known: ancestral, annealed_langevin, ddim"),
         ({"sampler": {"name": "ancestral", "threshold": "dynamc"}}, "sampler.threshold.*Did you mean 'dynamic'"),
         ({"sampler": {"name": "ddim", "eta": 2.0}}, "sampler.name=ddim: got eta=2.0"),

@@ -157,6 +157,25 @@ class TestTraining:
             commands.sample(tmp_path)
 
 
+def test_points_are_trained_drawn_and_plotted_with_their_score_field(tmp_path):
+    training = {"num_steps": 2, "batch_size": 16, "log_every": 1, "checkpoint_every": 2, "sample_every": 0}
+    run = config(
+        data={"name": "toy_2d"},
+        schedule={"name": "flow"},
+        parameterization={"name": "flow"},
+        network={"name": "mlp", "channels": 8, "num_blocks": 1},
+        sampler={"name": "heun", "threshold": "none"},
+        grid={"name": "strided", "num_steps": 4},
+        training=training,
+        logging={"num_samples": 30, "tensorboard": False},
+    )
+    assert commands.train(run, tmp_path)
+    assert Image.open(tmp_path / "score.png").size == (1200, 400)
+    assert Image.open(tmp_path / "samples.png").size == (400, 400)
+    points = np.load(commands.sample(tmp_path, num_samples=5, sampler={"name": "dpmpp_2s"}))["arr_0"]
+    assert (points.shape, points.dtype) == ((5, 2), np.float32)
+
+
 class TestSampling:
     def test_a_loaded_run_samples_what_the_training_drew(self, whole):
         run = build.load(whole)

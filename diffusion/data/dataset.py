@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Float32, Integer, UInt8
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels; CIFAR-10 takes 0.15 GiB, 64x64 RGB reaches it at 174,762 images
 MAX_LISTED = 50  # lines of one error message
@@ -34,13 +34,14 @@ class Dataset:
     Attributes:
         source: `source[i]` is {"image": uint8 [h, w, c], "label": np.int32}, without "label" in an unlabelled
             set.
-        shape: (h, w, c), the same for every image.
-        num_values: stored intensities are 0..num_values-1: 256 for 8-bit images, 17 for scikit-learn's digits.
+        shape: (h, w, c), the same for every image; (2,) for points in the plane.
+        num_values: stored intensities are 0..num_values-1: 256 for 8-bit images, 17 for scikit-learn's digits; 0 for
+            values that are no intensities but float32 in [-1, 1] already.
         class_names: the name of label 0, 1, ...; () in an unlabelled set.
     """
 
     source: Source
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     num_values: int = 256
     class_names: tuple[str, ...] = ()
 
@@ -55,9 +56,9 @@ class Dataset:
 
 @dataclass(frozen=True)
 class MemorySource:
-    """Records that lie in two arrays: images [n, h, w, c], and labels [n] or None."""
+    """Records that lie in two arrays: images [n, ...], and labels [n] or None."""
 
-    images: UInt8[np.ndarray, "n h w c"]
+    images: UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n ..."]
     labels: Integer[np.ndarray, " n"] | None = None
 
     def __len__(self) -> int:

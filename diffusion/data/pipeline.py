@@ -54,6 +54,8 @@ def batches(
         ValueError: a number is out of range, or batch_size is not a multiple of process_count.
     """
     _require_batch_size(batch_size)
+    if flip and len(dataset.shape) != 3:
+        raise ValueError(f"data.flip mirrors images, but a sample has the shape {dataset.shape}; leave flip out.")
     if seed < 0:
         raise ValueError(f"seed is {seed}; expected 0 or more.")
     if not 0 <= process_index < process_count:
@@ -130,6 +132,8 @@ def _read(source: Source, indices: Int[np.ndarray, " n"]) -> Record:
 
 
 def _scale(batch: Record, dataset: Dataset) -> Record:
+    if dataset.num_values == 0:
+        return batch
     return {**batch, "image": to_unit_range(batch["image"], dataset.num_values)}
 
 

@@ -66,14 +66,14 @@ def main():
         halves = [statistics(classifier.features(everything[part])) for part in (order[::2], order[1::2])]
         counts = f"{halves[0].num_rows} | the other {halves[1].num_rows}"
         print(f"| half of the real digits, split {seed} | {counts} | {frechet_distance(*halves):.2f} | |")
-    ways = [("ddim", steps) for steps in args.ddim_steps] + [("ancestral", None)]
-    for name, num_steps in ways:
+    ways = [({"name": "ddim"}, steps) for steps in args.ddim_steps] + [({}, None)]  # {}: the run's own sampler
+    for sampler, num_steps in ways:
         start = time.perf_counter()
-        model = build.load(args.workdir, sampler={"name": name})
+        model = build.load(args.workdir, sampler=sampler)
         drawn = sampling.generate(model, num_samples=args.num_samples, seed=1, num_steps=num_steps)
         seconds = time.perf_counter() - start
         distance = frechet_distance(statistics(classifier.features(drawn)), reference)
-        way = f"{name}, {num_steps or run.schedule.num_steps} steps"
+        way = f"{model.config.sampler.name}, {len(model.grid(num_steps).h)} steps"
         print(f"| {way} | {len(drawn)} | all {reference.num_rows} | {distance:.2f} | {seconds:.0f} |", flush=True)
 
 
