@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion import guidance, lookup, losses, workdir
+from diffusion import guidance, lookup, losses, schedules, workdir
 from diffusion.config import from_json, make
 from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
@@ -126,7 +126,7 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
     config = config.copy_and_resolve_references()
     _check_training(config)
     losses.check_norm(config.loss.norm)
-    schedule = make("schedule", config.schedule)
+    schedule = _schedule(config.schedule)
     param = _parameterization(config, schedule)
     weight = make("weight", config.weight, schedule=schedule)
     level_sampler = make("levels", config.levels, schedule=schedule)
@@ -164,6 +164,14 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
         return SelfConditioned(bind) if config.loss.self_conditioning else bind(None)
 
     return Run(config, facts, schedule, network, optimizer, sampler, denoiser, loss, dataset)
+
+
+def _schedule(block: ConfigDict) -> Schedule:
+    """The schedule, shifted or rescaled where the block says so."""
+    schedule = make("schedule", block)
+    if block.log_snr_shift is not None:
+        schedule = schedules.shift_log_snr(schedule, block.log_snr_shift)
+    return schedules.zero_terminal_snr(schedule) if block.zero_terminal_snr else schedule
 
 
 def _parameterization(config: ConfigDict, schedule: Schedule) -> Parameterization:

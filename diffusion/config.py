@@ -51,7 +51,11 @@ PLACES = {
 DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "data": {"name": "digits", "flip": False},
-    "schedule": {"name": "linear_beta"},
+    "schedule": {
+        "name": "linear_beta",
+        "log_snr_shift": placeholder(float),
+        "zero_terminal_snr": placeholder(bool),
+    },
     "parameterization": {"name": "eps"},
     "levels": {"name": "uniform"},
     "loss": {"norm": "l2", "self_conditioning": False},
@@ -73,7 +77,11 @@ DEFAULTS: dict[str, Any] = {
 }
 """Plain DDPM; the two things without a default are the data set's own options and training.num_steps."""
 
-BESIDES_OPTIONS = {"data": ("flip",), "sampler": ("threshold", "percentile")}
+BESIDES_OPTIONS = {
+    "data": ("flip",),
+    "schedule": ("log_snr_shift", "zero_terminal_snr"),
+    "sampler": ("threshold", "percentile"),
+}
 """Keys of a component's block that are not handed to the component."""
 
 

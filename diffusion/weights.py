@@ -60,7 +60,7 @@ def vlb(schedule: Schedule) -> Weight:
     t = np.arange(1, schedule.num_steps + 1)
     now, to = schedule.level(t), schedule.level(t - 1)
     last = np.full(1, 1 / (2 * now.sigma[0] ** 2))
-    others = np.exp(now.log_snr[1:]) * np.expm1(to.log_snr[1:] - now.log_snr[1:]) / 2
+    others = np.exp(to.log_snr[1:]) * -np.expm1(now.log_snr[1:] - to.log_snr[1:]) / 2
     # log: over a cosine chain the weights span 14 orders of magnitude, their product with c_out^2 only a few
     log_weight = np.log(schedule.num_steps * np.concatenate([last, others]))
 

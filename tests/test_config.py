@@ -11,6 +11,7 @@ import pytest
 from diffusion import build, lookup, sampling
 from diffusion.config import config, from_json, switch, to_json
 from diffusion.sampling.sampler import Sampler
+from diffusion.schedules import cosine_alpha_bar
 
 CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem != "__init__")
 TINY_UNET = {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()}
@@ -140,6 +141,24 @@ def test_every_option_is_a_placeholder_and_so_a_flag():
     exact = np.cos((500 / 1000 + 0.02) / 1.02 * np.pi / 2) ** 2 / np.cos(0.02 / 1.02 * np.pi / 2) ** 2
     assert run.schedule.level(500).alpha ** 2 == pytest.approx(exact, rel=1e-9)
     assert run.sampler is sampling.ddim(eta=0.5)
+
+
+def test_schedules_are_shifted_and_rescaled_by_flags():
+    run = build.build(tiny(schedule={"name": "cosine_alpha_bar", "log_snr_shift": -3.0}))
+    plain = cosine_alpha_bar()
+    np.testing.assert_allclose(run.schedule.level(300).log_snr, plain.level(300).log_snr - 3, rtol=1e-12)
+    rescaled = tiny(
+        schedule={"name": "linear_beta", "zero_terminal_snr": True},
+        parameterization={"name": "v"},
+        weight={"name": "vlb"},
+    )
+    run = build.build(rescaled)
+    assert run.schedule.level(1000).alpha == 0
+    params = noisy(run.new_state(jax.random.key(0)).params)
+    assert np.isfinite(run.loss(params, run.batches()[0], jax.random.key(0))[0])
+    assert np.isfinite(sampling.generate(run.with_params(params), num_samples=2, num_steps=3)).all()
+    with pytest.raises(ValueError, match="parameterization.name=eps says nothing of x_0 at pure noise"):
+        build.build(tiny(schedule={"name": "linear_beta", "zero_terminal_snr": True}))
 
 
 def test_switching_a_name_by_flag_drops_what_the_file_set_for_the_component_before():
