@@ -106,6 +106,12 @@ def _at_log_snr(schedule: Schedule, log_snr: Float[np.ndarray, " n"]) -> Step:
     if len(log_snr) < 1:
         raise ValueError("got num_steps=0, expected at least 1.")
     times, T, n = schedule.time_at(log_snr), schedule.num_steps, len(log_snr)
+    if T is None and not (times > 0).all():
+        clean = log_snr[times <= 0][0]
+        raise ValueError(
+            f"the path has no level of log-SNR {clean:.3g} (sigma / alpha = {np.exp(-clean / 2):.3g}) short of clean data. "
+            "Lower grid.log_snr_max, or raise grid.sigma_min to the schedule's."
+        )
     if T is not None:
         if n > T:
             raise ValueError(f"got num_steps={n}, expected 1..{T}: the schedule's chain has {T} steps.")
