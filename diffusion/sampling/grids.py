@@ -109,8 +109,8 @@ def _at_log_snr(schedule: Schedule, log_snr: Float[np.ndarray, " n"]) -> Step:
     if T is None and not (times > 0).all():
         clean = log_snr[times <= 0][0]
         raise ValueError(
-            f"the path has no level of log-SNR {clean:.3g} (sigma / alpha = {np.exp(-clean / 2):.3g}) short of clean data. "
-            "Lower grid.log_snr_max, or raise grid.sigma_min to the schedule's."
+            f"the path has no level of log-SNR {clean:.3g} (sigma / alpha = {np.exp(-clean / 2):.3g}) before clean "
+            "data. Lower grid.log_snr_max, or raise grid.sigma_min to the schedule's."
         )
     if T is not None:
         if n > T:
