@@ -177,7 +177,9 @@ def _schedule(block: ConfigDict) -> Schedule:
 def _parameterization(config: ConfigDict, schedule: Schedule) -> Parameterization:
     """The parameterization, which tells the network of a level in the schedule's way."""
     param = make("parameterization", config.parameterization, schedule=schedule)
-    if not np.isfinite(param.coefs(schedule.level(np.asarray(schedule.end)))).all():
+    with np.errstate(divide="ignore"):
+        at_the_end = param.coefs(schedule.level(np.asarray(schedule.end)))
+    if not np.isfinite(at_the_end).all():
         raise ValueError(
             f"parameterization.name={config.parameterization.name} says nothing of x_0 at pure noise, where "
             f"schedule.name={config.schedule.name} ends. Use parameterization.name=flow, v, x_0 or edm."

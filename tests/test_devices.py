@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[1]
 NETWORK = {"name": "unet", "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)}
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": {"self_conditioning": True}, "levels": {"name": "stratified"}}])
-def test_eight_devices_are_one_device(options):
+def test_eight_devices_are_one_device():
     """The whole training step: data, levels, noise, dropout, coins, gradients, clipping, Adam and the average."""
+    options = {"loss": {"self_conditioning": True}, "levels": {"name": "stratified"}}
     run = build.build(config(network=NETWORK, training={"num_steps": 4, "batch_size": 16}, **options))
     key, dataset, outcomes = jax.random.key(7), run.batches(), []
     for count in (1, 8):
