@@ -10,7 +10,7 @@ The same command again continues a run that was stopped.
 import sys
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, such as configs/ddpm_digits.py.")
@@ -29,6 +29,8 @@ def main(argv: list[str]) -> int:
     from diffusion import commands
     from diffusion.training.logs import NonFiniteLoss
 
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # --verbosity=0 shows what the libraries have to say
     try:
         if len(argv) > 1:
             raise commands.Refused(f"unexpected words: {' '.join(argv[1:])}. Flags are written --name=value.")
