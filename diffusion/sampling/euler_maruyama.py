@@ -16,7 +16,8 @@ def euler_maruyama() -> Sampler:
 
     f dt and g^2 dt are read off the levels: log(alpha_now / alpha_to), and sigma_now^2 (1 - exp(-h)), the variance
     that the forward process adds from `to` to `now`; both agree with f |dt| and g^2 |dt| to first order. The last
-    step, to clean data, is the denoiser's x_0 (their "denoising" step). From pure noise (alpha = 0) f is infinite.
+    step, to clean data, is the denoiser's x_0 (their "denoising" step). From pure noise,
+    where alpha is 0 and f infinite, the step is exact instead: alpha_to x_0 + sigma_to z.
     """
     return Sampler(stateless, _step, order=1, nfe=one_per_step)
 
@@ -26,5 +27,7 @@ def _step(denoise: Denoiser, x: Any, state: None, step: Step, keys_: Any) -> tup
     growth = jnp.log(step.to.alpha / step.now.alpha)
     added = step.now.sigma**2 * -jnp.expm1(-step.h)
     moved = expand(1 + growth, x) * x - expand(added / step.now.sigma, x) * eps
-    moved += expand(jnp.sqrt(added), x) * keys.normal(keys_, x.shape[1:])
-    return jnp.where(step.to.sigma > 0, moved, step.to.alpha * x_0), None
+    z = keys.normal(keys_, x.shape[1:])
+    moved += expand(jnp.sqrt(added), x) * z
+    exact = expand(step.to.alpha, x) * x_0 + expand(step.to.sigma, x) * z
+    return jnp.where((step.to.sigma > 0) & (step.now.alpha > 0), moved, exact), None
