@@ -133,8 +133,9 @@ def _compiled(run: build.Run, mesh: Any, target: TrainState, batch: Any, key: ja
 def _paint(run: build.Run, state: TrainState, step: int, folder: Path, logs: Logs | None) -> None:
     """Draws the same samples (fixed ids) with the raw parameters and with the EMA."""
     logging = run.config.logging
-    count, chain = logging.num_samples, run.schedule.num_steps
-    num_steps = None if logging.sample_steps is None else min(logging.sample_steps, chain)
+    count, num_steps, chain = logging.num_samples, logging.sample_steps, run.schedule.num_steps
+    if num_steps is not None and chain is not None:
+        num_steps = min(num_steps, chain)
     for name, params in {"raw": state.params, "ema": next(iter(state.ema.values()))}.items():
         model = run.with_params(params)
         drawn = sampling.generate(

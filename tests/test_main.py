@@ -158,7 +158,7 @@ class TestTraining:
 
 
 def test_points_are_trained_drawn_and_plotted_with_their_score_field(tmp_path):
-    training = {"num_steps": 2, "batch_size": 16, "log_every": 1, "checkpoint_every": 2, "sample_every": 0}
+    training = {"num_steps": 2, "batch_size": 16, "log_every": 1, "checkpoint_every": 2, "sample_every": 1}
     run = config(
         data={"name": "toy_2d"},
         schedule={"name": "flow"},
@@ -167,9 +167,10 @@ def test_points_are_trained_drawn_and_plotted_with_their_score_field(tmp_path):
         sampler={"name": "heun", "threshold": "none"},
         grid={"name": "strided", "num_steps": 4},
         training=training,
-        logging={"num_samples": 30, "tensorboard": False},
+        logging={"num_samples": 30, "sample_steps": 3, "tensorboard": False},
     )
     assert commands.train(run, tmp_path)
+    assert len(list((tmp_path / "samples").glob("step_*.png"))) == 4
     assert Image.open(tmp_path / "score.png").size == (1200, 400)
     assert Image.open(tmp_path / "samples.png").size == (400, 400)
     points = np.load(commands.sample(tmp_path, num_samples=5, sampler={"name": "dpmpp_2s"}))["arr_0"]
