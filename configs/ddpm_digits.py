@@ -11,27 +11,29 @@ from ml_collections import ConfigDict
 
 from diffusion.config import config
 
+DIGITS = {
+    "data": {"name": "digits"},
+    "network": {
+        "name": "unet",
+        "channels": 32,
+        "channel_mults": (1, 2),
+        "num_blocks": 1,
+        "attention_resolutions": (4,),
+        "dropout": 0.0,
+    },
+    "optimizer": {"name": "adam", "learning_rate": 1e-3, "warmup_steps": 100, "clip_norm": 1.0},
+    "ema": {"decays": (0.995,), "warmup": True},
+    "training": {
+        "num_steps": 2000,
+        "batch_size": 64,
+        "log_every": 50,
+        "checkpoint_every": 500,
+        "sample_every": 500,
+    },
+}
+"""What every recipe on the digits shares: data, network and training."""
+
 
 def get_config() -> ConfigDict:
     """The run."""
-    return config(
-        data={"name": "digits"},
-        network={
-            "name": "unet",
-            "channels": 32,
-            "channel_mults": (1, 2),
-            "num_blocks": 1,
-            "attention_resolutions": (4,),
-            "dropout": 0.0,
-        },
-        optimizer={"name": "adam", "learning_rate": 1e-3, "warmup_steps": 100, "clip_norm": 1.0},
-        ema={"decays": (0.995,), "warmup": True},
-        training={
-            "num_steps": 2000,
-            "batch_size": 64,
-            "log_every": 50,
-            "checkpoint_every": 500,
-            "sample_every": 500,
-        },
-        logging={"sample_steps": 100},
-    )
+    return config(**DIGITS, logging={"sample_steps": 100})

@@ -134,7 +134,7 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
     threshold = _threshold(config)
     sampler = make("sampler", config.sampler)
     ema.named(config.ema.decays)
-    make("grid", config.grid, schedule=schedule)
+    grids.prepare(schedule, make("grid", config.grid, schedule=schedule), sampler)
     dataset = None
     if facts is None:
         dataset = open_dataset(config, "train")

@@ -166,10 +166,10 @@ def _finish(run: build.Run, state: TrainState, folder: Path) -> None:
 
 def _draw_field(run: build.Run, drawn: Any, folder: Path) -> None:
     """score.png: the samples and the learned score field at three levels."""
-    denoise = run.denoiser(run.params, run.cond(441))
+    denoise = run.denoiser(run.params, run.cond(len(points.PLACES)))
     times = run.schedule.time_at(np.array([-4.0, 0.0, 4.0]))
-    plain = denoise.bind(np.zeros((441, 2), np.float32)) if isinstance(denoise, SelfConditioned) else denoise
-    field = points.score_field(plain, drawn, run.schedule.level(jax.numpy.asarray(times)), grid=21)
+    plain = denoise.bind(np.zeros_like(points.PLACES)) if isinstance(denoise, SelfConditioned) else denoise
+    field = points.score_field(plain, drawn, run.schedule.level(jax.numpy.asarray(times)))
     Image.fromarray(field).save(folder / "score.png")
 
 

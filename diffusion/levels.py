@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion.schedules import Schedule
-from diffusion.types import NoiseLevel
+from diffusion.types import NoiseLevel, check_positive
 
 LevelSampler = Callable[[jax.Array, int], NoiseLevel]
 
@@ -51,7 +51,7 @@ def antithetic(schedule: Schedule) -> LevelSampler:
 
 def log_normal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> LevelSampler:
     """ln(sigma / alpha) normal with EDM's P_mean and P_std (Karras et al. 2022, table 1); a chain's nearest level."""
-    _check_std(std)
+    check_positive("std", std)
 
     def sample(key: jax.Array, batch_size: int) -> NoiseLevel:
         log_sigma = mean + std * jax.random.normal(key, (batch_size,))
@@ -62,7 +62,7 @@ def log_normal(schedule: Schedule, mean: float = -1.2, std: float = 1.2) -> Leve
 
 def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> LevelSampler:
     """t / end the sigmoid of a normal, which prefers the middle (Esser et al. 2024, arXiv:2403.03206, eq. 19)."""
-    _check_std(std)
+    check_positive("std", std)
 
     def sample(key: jax.Array, batch_size: int) -> NoiseLevel:
         return _at(schedule, jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch_size,))))
@@ -75,8 +75,3 @@ def _at(schedule: Schedule, u: Float[Array, " batch"]) -> NoiseLevel:
     if schedule.num_steps is None:
         return schedule.level(schedule.end * jnp.maximum(u, jnp.finfo(u.dtype).eps / 2))
     return schedule.level(1 + jnp.minimum(jnp.floor(u * schedule.num_steps).astype(int), schedule.num_steps - 1))
-
-
-def _check_std(std: float) -> None:
-    if not std > 0:
-        raise ValueError(f"got std={std}, expected a positive number.")

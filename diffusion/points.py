@@ -10,6 +10,10 @@ from jaxtyping import Float, UInt8
 from diffusion import gaussian
 from diffusion.types import Array, Denoiser, NoiseLevel
 
+_AXIS = np.linspace(-1.2, 1.2, 21, dtype=np.float32)
+PLACES = np.stack(np.meshgrid(_AXIS, _AXIS), axis=-1).reshape(-1, 2)
+"""Where `score_field` asks the denoiser, [441, 2]."""
+
 
 def scatter(points: Float[Array, "n 2"]) -> UInt8[np.ndarray, "height width 3"]:
     """The points in [-1.2, 1.2]^2 as a picture."""
@@ -19,21 +23,19 @@ def scatter(points: Float[Array, "n 2"]) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def score_field(
-    denoise: Denoiser, points: Float[Array, "n 2"], levels: NoiseLevel, grid: int = 21
+    denoise: Denoiser, points: Float[Array, "n 2"], levels: NoiseLevel
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """One panel for each level, [k] in every field: the points, and arrows along the score.
+    """One panel for each level, [k] in every field: the points, and arrows along the score at PLACES.
 
     The arrow at y is the score at x_t = alpha y; arrows of one panel share their scale.
     """
-    axis = np.linspace(-1.2, 1.2, grid)
-    places = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype(np.float32)
     count = len(levels.log_snr)
     figure, panels = _panels(count)
     for i, panel in enumerate(panels):
         level = jax.tree.map(lambda column, i=i: jnp.asarray(column)[i], levels)
-        arrows = gaussian.score(denoise(level.alpha * jnp.asarray(places), level).eps, level)
+        arrows = gaussian.score(denoise(level.alpha * jnp.asarray(PLACES), level).eps, level)
         panel.scatter(*np.asarray(points).T, s=1, alpha=0.5, linewidths=0)
-        panel.quiver(*places.T, *np.asarray(arrows).T, width=0.003)
+        panel.quiver(*PLACES.T, *np.asarray(arrows).T, width=0.003)
         panel.set_title(f"log-SNR {float(level.log_snr):.1f}")
     return _pixels(figure)
 

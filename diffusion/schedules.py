@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from diffusion.paths import Schedule, chain, path
-from diffusion.types import NoiseLevel, namespace
+from diffusion.types import NoiseLevel, check_positive, namespace
 
 
 def from_betas(betas: tuple[float, ...] | Float[np.ndarray, " num_steps"]) -> Schedule:
@@ -187,7 +187,7 @@ def edm(sigma_max: float = 80.0) -> Schedule:
     return path(
         lambda t, np_: (np_.ones_like(t), t, -2 * np_.log(t)),
         lambda log_snr, np_: np_.exp(-log_snr / 2),
-        end=_check_positive("sigma_max", sigma_max),
+        end=check_positive("sigma_max", sigma_max),
         embed=_quarter_log_sigma,
     )
 
@@ -198,7 +198,7 @@ def flow(shift: float = 1.0) -> Schedule:
     s = shift t / (1 + (shift - 1) t), t in [0, 1]. shift = sqrt(m / n) carries a schedule made for n pixels over to m
     (Esser et al. 2024, arXiv:2403.03206, eq. 23). The end is pure noise, alpha = 0.
     """
-    _check_positive("shift", shift)
+    check_positive("shift", shift)
     return path(
         lambda t, np_: (
             (1 - t) / (1 + (shift - 1) * t),
@@ -217,8 +217,7 @@ def from_log_snr(log_snr: Callable[[Any], Any], end: float = 1.0) -> Schedule:
     """
 
     def closed_form(t: Any, np_: Any) -> tuple[Any, Any, Any]:
-        value = log_snr(t)
-        return np_.exp(-np_.logaddexp(0, -value) / 2), np_.exp(-np_.logaddexp(0, value) / 2), value
+        return _variance_preserving(log_snr(t))
 
     def time_at(wanted: Any, np_: Any) -> Any:
         low, high = np_.zeros_like(wanted), np_.full_like(wanted, end)
@@ -256,10 +255,7 @@ def shift_log_snr(schedule: Schedule, shift: float) -> Schedule:
 
     def level(t: Any) -> NoiseLevel:
         old = schedule.level(t)
-        np_, log_snr = namespace(old.log_snr), old.log_snr + shift
-        return NoiseLevel(
-            old.t, np_.exp(-np_.logaddexp(0, -log_snr) / 2), np_.exp(-np_.logaddexp(0, log_snr) / 2), log_snr
-        )
+        return NoiseLevel(old.t, *_variance_preserving(old.log_snr + shift))
 
     middle = schedule.level(schedule.num_steps or schedule.end / 2)
     if abs(middle.alpha**2 + middle.sigma**2 - 1) > 1e-9:
@@ -286,6 +282,12 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     return dataclasses.replace(rescaled, embed=schedule.embed)
 
 
+def _variance_preserving(log_snr: Any) -> tuple[Any, Any, Any]:
+    """(alpha, sigma, log_snr) with alpha^2 + sigma^2 = 1: alpha^2 = sigmoid(log_snr), sigma^2 = sigmoid(-log_snr)."""
+    np_ = namespace(log_snr)
+    return np_.exp(-np_.logaddexp(0, -log_snr) / 2), np_.exp(-np_.logaddexp(0, log_snr) / 2), log_snr
+
+
 def _quarter_log_sigma(level: NoiseLevel) -> Any:
     """EDM's c_noise, ln(sigma / alpha) / 4 (Karras et al. 2022, table 1)."""
     return -level.log_snr / 8
@@ -294,9 +296,3 @@ def _quarter_log_sigma(level: NoiseLevel) -> Any:
 def _check_range(name: str, low: float, high: float) -> None:
     if not 0 < low < high:
         raise ValueError(f"got {name}_min={low}, {name}_max={high}; expected 0 < {name}_min < {name}_max.")
-
-
-def _check_positive(name: str, value: float) -> float:
-    if not value > 0:
-        raise ValueError(f"got {name}={value}, expected a positive number.")
-    return value

@@ -37,8 +37,7 @@ def marginal(schedule: Schedule, x_0: Float[Array, "*shape"], t: Time) -> tuple[
 
 def forward_sde(schedule: Schedule, t: Time) -> tuple[Time, Time]:
     """(f, g): the drift is f x, the diffusion g. f is -inf where alpha is 0."""
-    level, rate = _level_and_rate(schedule, t)
-    return rate.alpha / level.alpha, level.sigma * jnp.sqrt(-rate.log_snr)
+    return _drift_and_diffusion(*_level_and_rate(schedule, t))
 
 
 def log_snr_rate(schedule: Schedule, t: Time) -> Time:
@@ -50,8 +49,8 @@ def reverse_sde(schedule: Schedule, denoise: Denoiser) -> Callable[[Any, Time], 
     """(x, t) -> (drift, g) of the SDE that runs from noise to data with the denoiser's score."""
 
     def coefficients(x: Float[Array, "*shape"], t: Time) -> tuple[Any, Time]:
-        f, g = forward_sde(schedule, t)
-        level = schedule.level(t)
+        level, rate = _level_and_rate(schedule, t)
+        f, g = _drift_and_diffusion(level, rate)
         return expand(f, x) * x - expand(g**2, x) * score(denoise(x, level).eps, level), g
 
     return coefficients
@@ -72,3 +71,7 @@ def _level_and_rate(schedule: Schedule, t: Time) -> tuple[NoiseLevel, NoiseLevel
     if schedule.num_steps is not None:
         raise ValueError("a discrete chain is no SDE; use vp_linear, sub_vp_linear, ve_geometric, edm or flow.")
     return jax.jvp(schedule.level, (t,), (jnp.ones_like(t),))
+
+
+def _drift_and_diffusion(level: NoiseLevel, rate: NoiseLevel) -> tuple[Any, Any]:
+    return rate.alpha / level.alpha, level.sigma * jnp.sqrt(-rate.log_snr)

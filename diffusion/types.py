@@ -92,6 +92,13 @@ def expand(per_sample: Any, x: Any) -> Any:
     return per_sample.reshape(per_sample.shape + (1,) * missing) if np.ndim(per_sample) else per_sample
 
 
+def check_positive(name: str, value: float) -> float:
+    """The value; ValueError where it is not above zero."""
+    if not value > 0:
+        raise ValueError(f"got {name}={value}, expected a positive number.")
+    return value
+
+
 def float32(tree: Any) -> Any:
     """The tree with its floating leaves as float32 JAX arrays and its integers as int32: ready for the device."""
 

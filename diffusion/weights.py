@@ -17,7 +17,7 @@ import numpy as np
 from diffusion.parameterization import Parameterization
 from diffusion.schedules import Schedule
 from diffusion.sde import log_snr_rate
-from diffusion.types import NoiseLevel, float32, namespace
+from diffusion.types import NoiseLevel, check_positive, float32, namespace
 
 Weight = Callable[[NoiseLevel, Parameterization], Any]
 """(level, parameterization) -> the factor on |F - target|^2, of the level's shape."""
@@ -35,13 +35,13 @@ def constant() -> Weight:
 
 def min_snr(gamma: float = 5.0) -> Weight:
     """min(SNR, gamma) on the error of x_0 (Hang et al. 2023, arXiv:2303.09556, section 3.4)."""
-    _check_positive("gamma", gamma)
+    check_positive("gamma", gamma)
     return _on_x_0(lambda level: namespace(level.log_snr).minimum(_snr(level), gamma))
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
     """(k + SNR)^-gamma on the error of eps (Choi et al. 2022, arXiv:2204.00227, eq. 8)."""
-    _check_positive("k", k)
+    check_positive("k", k)
     return _on_x_0(lambda level: _snr(level) * (k + _snr(level)) ** -gamma)
 
 
@@ -74,8 +74,3 @@ def vlb(schedule: Schedule) -> Weight:
 
 def _snr(level: NoiseLevel) -> Any:
     return namespace(level.log_snr).exp(level.log_snr)
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"got {name}={value}, expected a positive number.")

@@ -49,8 +49,3 @@ class Churn:
         scale, variance = gaussian.forward_kernel(Step(raised, step.now, h))
         scale, std = jnp.where(noisier, scale, 1.0), jnp.where(noisier, self.noise * jnp.sqrt(variance), 0.0)
         return expand(scale, x) * x + expand(std, x) * keys.normal(keys_, x.shape[1:]), raised
-
-
-def slope(eps: Any, level: NoiseLevel, to: NoiseLevel) -> Any:
-    """The move of x / alpha from level to `to` along dx/dsigma = eps, with sigma in units of alpha."""
-    return expand(to.sigma / to.alpha - level.sigma / level.alpha, eps) * eps

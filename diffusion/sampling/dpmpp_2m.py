@@ -26,7 +26,12 @@ def nothing_before(x: Any) -> tuple[Any, Any]:
 
 def _step(denoise: Denoiser, x: Any, state: Any, step: Step, keys: Any) -> tuple[Any, Any]:
     x_0 = denoise(x, step.now).x_0
-    return advance(x, extrapolated(x_0, state, step), step), (x_0, step.h)
+    return second_order(x, x_0, state, step), (x_0, step.h)
+
+
+def second_order(x: Any, x_0: Any, state: tuple[Any, Any], step: Step) -> Any:
+    """x at step.to, from the estimate here and the state."""
+    return advance(x, extrapolated(x_0, state, step), step)
 
 
 def extrapolated(x_0: Any, state: tuple[Any, Any], step: Step) -> Any:

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from diffusion.sampling.dpmpp_2m import extrapolated
-from diffusion.sampling.exponential import advance, through_points
+from diffusion.sampling.dpmpp_2m import second_order
+from diffusion.sampling.exponential import through_points
 from diffusion.sampling.sampler import Sampler, one_per_step
 from diffusion.types import Denoiser, Step
 
@@ -38,12 +38,12 @@ def no_history(x: Any) -> History:
 
 def _step(denoise: Denoiser, x: Any, past: History, step: Step, keys: Any) -> tuple[Any, History]:
     x_0 = denoise(x, step.now).x_0
-    return predict(x, x_0, past, step), History(x_0, step.h, past.last, past.h_last)
+    return third_order(x, x_0, past, step), History(x_0, step.h, past.last, past.h_last)
 
 
-def predict(x: Any, x_0: Any, past: History, step: Step) -> Any:
+def third_order(x: Any, x_0: Any, past: History, step: Step) -> Any:
     """x at step.to, at the highest order that the past allows."""
-    second = advance(x, extrapolated(x_0, (past.last, past.h_last), step), step)
+    second = second_order(x, x_0, (past.last, past.h_last), step)
     tau = (jnp.zeros(()), -past.h_last / 2, -(past.h_last + past.h_first) / 2)
     third = through_points(x, step, tau, (x_0, past.last, past.first))
     return jnp.where(jnp.isfinite(step.h) & jnp.isfinite(past.h_first) & jnp.isfinite(past.h_last), third, second)

@@ -4,9 +4,10 @@ import functools
 import math
 from typing import Any
 
+from diffusion import gaussian
 from diffusion.sampling.churn import Churn
 from diffusion.sampling.sampler import Sampler, one_per_step, stateless
-from diffusion.types import Denoiser, Step, expand
+from diffusion.types import Denoiser, Step
 
 
 @functools.cache
@@ -21,6 +22,6 @@ def euler(churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.in
     def step(denoise: Denoiser, x: Any, state: None, step: Step, keys: Any) -> tuple[Any, None]:
         x, level = churning.add(x, step, keys, "euler")
         x_0, eps, _ = denoise(x, level)
-        return expand(step.to.alpha, x) * x_0 + expand(step.to.sigma, x) * eps, None
+        return gaussian.diffuse(x_0, eps, step.to), None
 
     return Sampler(stateless, step, order=1, nfe=one_per_step, aux=churning.aux)

@@ -122,7 +122,11 @@ def _at_log_snr(schedule: Schedule, log_snr: Float[np.ndarray, " n"]) -> Step:
 
 
 def prepare(schedule: Schedule, steps: Step, sampler: Sampler) -> Step:
-    """The grid with the further level that this sampler evaluates in each step, if it does (`Sampler.aux`)."""
+    """The grid with the further level that this sampler evaluates in each step, if it does (`Sampler.aux`).
+
+    ValueError for a grid that the sampler cannot run on (`Sampler.check`).
+    """
+    sampler.check(steps)
     if sampler.aux is None:
         return steps._replace(aux=None)
     return steps._replace(aux=schedule.level(schedule.time_at(sampler.aux(steps))))

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from diffusion import gaussian
 from diffusion.sampling.churn import Churn
 from diffusion.sampling.sampler import Sampler, stateless
 from diffusion.types import Denoiser, Step, expand
@@ -24,7 +25,7 @@ def heun(churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.inf
         x, level = churning.add(x, step, keys, "heun")
         x_0, eps, _ = denoise(x, level)
         to = step.to
-        end = expand(to.alpha, x) * x_0 + expand(to.sigma, x) * eps
+        end = gaussian.diffuse(x_0, eps, to)
 
         def corrected(end: Any) -> Any:
             # alpha_to times half of (eps_end - eps), over the change of sigma / alpha

@@ -5,12 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion import keys
-from diffusion.types import Denoiser, NoiseLevel, expand
+from diffusion.types import expand
 
 
-def move(denoise: Denoiser, x: Any, level: NoiseLevel, size: Any, z: Any) -> Any:
+def move(x: Any, score: Any, size: Any, z: Any) -> Any:
     """x + size score + sqrt(2 size) z; size [] or [batch]."""
-    score = -denoise(x, level).eps / expand(level.sigma, x)
     return x + expand(size, x) * score + expand(jnp.sqrt(2 * size), x) * z
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion import gaussian
-from diffusion.sampling.langevin import fresh
+from diffusion.sampling.langevin import fresh, move
 from diffusion.sampling.sampler import Sampler, stateless
 from diffusion.types import Denoiser, Step, expand
 
@@ -30,13 +30,12 @@ def predictor_corrector(predictor: str = "reverse_diffusion", snr: float = 0.16,
         now = step.now
         for i in range(corrections):
             score, z = gaussian.score(denoise(x, now).eps, now), fresh(keys, i + 1, x.shape[1:])
-            size = 2 * now.alpha**2 * (snr * _norm(z) / _norm(score)) ** 2
-            x += expand(size, x) * score + expand(jnp.sqrt(2 * size), x) * z
+            x = move(x, score, 2 * now.alpha**2 * (snr * _norm(z) / _norm(score)) ** 2, z)
         x_0, eps, _ = denoise(x, now)
         mean, small, large = gaussian.posterior(x_0, x, step)
         if predictor == "reverse_diffusion":
-            ratio = now.alpha / step.to.alpha
-            undone = expand(2 - ratio, x) * x + expand(large, x) * gaussian.score(eps, now)
+            scale, _ = gaussian.forward_kernel(step)
+            undone = expand(2 - scale, x) * x + expand(large, x) * gaussian.score(eps, now)
             mean, small = jnp.where(step.to.sigma > 0, undone, mean), large
         std = jnp.where(step.to.sigma > 0, jnp.sqrt(small), 0.0)
         return mean + expand(std, x) * fresh(keys, 0, x.shape[1:]), None

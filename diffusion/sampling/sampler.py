@@ -18,6 +18,7 @@ class Sampler:
     nfe(num_steps) -> the number of times that the denoiser is evaluated.
     aux(steps) -> for a sampler that evaluates a level between or beyond the grid's, its log-SNR for each step of a
         grid, float64; `grids.prepare` puts that level into step.aux.
+    check(steps) -> None: ValueError for a grid that the sampler cannot run on; `grids.prepare` asks it.
 
     A self-conditioned denoiser is fed the estimate of the first evaluation before it, step by step; an evaluation
     inside `lax.cond` must not be a step's first.
@@ -28,6 +29,7 @@ class Sampler:
     order: int
     nfe: Callable[[int], int]
     aux: Callable[[Step], Any] | None = None
+    check: Callable[[Step], None] = lambda steps: None
 
 
 def needed_aux(step: Step, name: str) -> Any:

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from diffusion.sampling.dpmpp_2m import extrapolated
-from diffusion.sampling.dpmpp_3m import History, no_history, predict
-from diffusion.sampling.exponential import advance, through_points
+from diffusion.sampling.dpmpp_2m import second_order
+from diffusion.sampling.dpmpp_3m import History, no_history, third_order
+from diffusion.sampling.exponential import through_points
 from diffusion.sampling.sampler import Sampler, one_per_step
 from diffusion.types import Denoiser, NoiseLevel, Step
 
@@ -36,9 +36,9 @@ def unipc(predictor_order: int = 2) -> Sampler:
         x = jnp.where(jnp.isfinite(before.h_last), _corrected(past, x_0), x)
         estimates = History(x_0, step.h, before.last, before.h_last)
         if predictor_order == 3:
-            predicted = predict(x, x_0, before, step)
+            predicted = third_order(x, x_0, before, step)
         else:
-            predicted = advance(x, extrapolated(x_0, (before.last, before.h_last), step), step)
+            predicted = second_order(x, x_0, (before.last, before.h_last), step)
         return predicted, Past(x, Step(_nameless(step.now), _nameless(step.to), step.h), estimates)
 
     return Sampler(_init, move, order=3, nfe=one_per_step)

@@ -303,6 +303,7 @@ def test_a_self_conditioned_denoiser_is_fed_its_own_last_estimate(name):
         (lambda: predictor_corrector("langevin"), "expected 'reverse_diffusion' or 'ancestral'"),
         (lambda: predictor_corrector(snr=0.0), "expected snr > 0"),
         (lambda: annealed_langevin(moves=0), "expected moves >= 1"),
+        (lambda: prepare(PATHS["flow"], strided(PATHS["flow"], 5), annealed_langevin()), "cannot start at pure noise"),
     ],
 )
 def test_errors(make, words):
