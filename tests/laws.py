@@ -49,6 +49,32 @@ def gaussian_denoiser(mean, std):
     return denoise
 
 
+def mixture_denoiser(means, stds, weights):
+    """The exact denoiser of a mixture of Gaussians N(means[k], stds[k]^2 I): the posterior mean over its components.
+
+    means [k, dim], stds [k], weights [k]. x_t of component k is N(alpha mean, alpha^2 std^2 + sigma^2).
+    """
+    means, stds, log_weights = jnp.asarray(means), jnp.asarray(stds), jnp.log(jnp.asarray(weights))
+
+    def denoise(x, level: NoiseLevel) -> Prediction:
+        alpha, sigma = (jnp.reshape(c, (-1, 1)) for c in (level.alpha, level.sigma))  # [batch or 1, component]
+        variance = alpha**2 * stds[None] ** 2 + sigma**2
+        away = x[:, None] - alpha[..., None] * means[None]
+        log_likelihood = -0.5 * (away**2).sum(-1) / variance - 0.5 * x.shape[-1] * jnp.log(variance)
+        share = jax.nn.softmax(log_weights[None] + log_likelihood)
+        gain = alpha * stds[None] ** 2 / variance
+        x_0 = (share[..., None] * (means[None] + gain[..., None] * away)).sum(1)
+        return Prediction(x_0, (x - expand(level.alpha, x) * x_0) / expand(level.sigma, x))
+
+    return denoise
+
+
+def mixture_samples(rng, means, stds, weights, n):
+    """n draws from the same mixture, float64."""
+    k = rng.choice(len(weights), n, p=weights)
+    return np.asarray(means)[k] + np.asarray(stds)[k, None] * rng.normal(size=(n, np.shape(means)[1]))
+
+
 def perfect_denoiser(x_0):
     """The denoiser of data that is the single point x_0."""
 

@@ -1,0 +1,48 @@
+"""Frechet distance of digits drawn with every solver at every number of evaluations; see README.md beside this file.
+
+python experiments/sampler_nfe/digits.py --workdir=runs/digits
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from diffusion import build, devices, sampling
+from diffusion.metrics.frechet import frechet_distance, statistics
+from experiments.digits_quality.measure import DigitClassifier, real
+from experiments.sampler_nfe.results import Results
+from experiments.sampler_nfe.solvers import EVALUATIONS, SOLVERS, grids
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", default="runs/digits")
+    parser.add_argument("--num_samples", type=int, default=1024)
+    parser.add_argument("--evaluations", type=int, nargs="*", default=EVALUATIONS)
+    args = parser.parse_args()
+    devices.one_per_core()
+    (train, labels), (test, _) = real("train"), real("test")
+    classifier = DigitClassifier(train, labels)
+    reference = statistics(classifier.features(np.concatenate([train, test])))
+    run, results = build.load(args.workdir), Results(Path(__file__).parent / "digits.jsonl")
+    for evaluations in args.evaluations:
+        for solver in SOLVERS:
+            num_steps = solver.num_steps(evaluations)
+            for grid, steps in grids(run.schedule, num_steps).items() if num_steps > 1 else ():
+                key = {"solver": solver.name, "grid": grid, "evaluations": evaluations, "n": args.num_samples}
+                if results.has(**key):
+                    continue
+                steps = sampling.prepare(run.schedule, steps, solver.sampler)
+                drawn = sampling.generate(
+                    run, num_samples=args.num_samples, seed=1, sampler=solver.sampler, steps=steps
+                )
+                distance = frechet_distance(statistics(classifier.features(drawn)), reference)
+                results.add(**key, steps=num_steps, checkpoint=run.step, distance=round(distance, 3))
+
+
+if __name__ == "__main__":
+    main()

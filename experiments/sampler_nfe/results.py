@@ -1,0 +1,19 @@
+"""A file of results, one JSON object a line, that a killed measurement continues."""
+
+import json
+
+
+class Results:
+    def __init__(self, path):
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = [json.loads(line) for line in lines]
+
+    def has(self, **key):
+        return any(key.items() <= row.items() for row in self.rows)
+
+    def add(self, **row):
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(row, flush=True)
