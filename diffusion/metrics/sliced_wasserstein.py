@@ -5,7 +5,7 @@ from jaxtyping import Float
 
 
 def sliced_wasserstein(
-    first: Float[np.ndarray, "n dim"], second: Float[np.ndarray, "n dim"], num_directions: int = 256, seed: int = 0
+    first: Float[np.ndarray, "n dim"], second: Float[np.ndarray, "m dim"], num_directions: int = 256, seed: int = 0
 ) -> float:
     """The root mean square of W_2 over random lines through the origin (Rabin et al. 2011; Bonneel et al. 2015).
 
