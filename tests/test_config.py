@@ -35,7 +35,7 @@ def test_every_config_builds_and_takes_one_step_at_tiny_size(name):
     assert from_json(json.loads(json.dumps(to_json(full)))) == full
     shape = (2,) if full.network.name == "mlp" else (8, 8, 3)
     if full.network.name == "unet":
-        full.network.update(TINY_UNET)
+        full.network.update(TINY_UNET | ({"head_channels": 4} if full.network.head_channels else {}))
     run = build.build(full, build.Facts(shape, 256, tuple("abcdefghij")))
     batch = {"image": jax.random.uniform(jax.random.key(0), (4, *shape)), "label": np.arange(4)}
     state = run.new_state(jax.random.key(0))

@@ -28,6 +28,17 @@ def sinusoidal_embedding(t: Float[Array, " batch"], width: int) -> Float[Array, 
     return jnp.pad(jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1), ((0, 0), (0, width - 2 * half)))
 
 
+def fourier_features(noise_cond: Float[Array, " batch"], width: int, scale: float) -> Float[Array, "batch width"]:
+    """[sin(2 pi c f_i), cos(2 pi c f_i)], the f_i spread as N(0, scale^2) (Tancik et al. 2020, arXiv:2006.10739).
+
+    NCSN++ draws its frequencies (Song et al. 2020, appendix H: scale 16, c = ln sigma); here they are the quantiles of
+    the same distribution, so that nothing random has to be stored. For c of order 1.
+    """
+    places = (jnp.arange(width // 2) + 0.5) / (width // 2)
+    angles = 2 * jnp.pi * noise_cond[:, None] * (scale * jax.scipy.special.ndtri(places))[None, :]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+
+
 def num_groups(channels: int) -> int:
     """The number of groups for group norm: the largest divisor of `channels` up to 32 (DDPM's choice for its widths).
 
@@ -103,35 +114,28 @@ class Dense(nn.Module):
 
 
 class LevelEmbedding(nn.Module):
-    """The noise level (and the class label, if there are classes) as one vector of the given width."""
+    """The noise level (and the class label, if there are classes) as one vector of the given width.
+
+    base: width of the sinusoidal embedding; fourier_scale: Fourier features of twice that width instead.
+    """
 
     base: int
     width: int
     num_classes: int
     dtype: Dtype
+    fourier_scale: float | None = None
 
     @nn.compact
     def __call__(self, noise_cond: Array, cond: Any) -> Array:
-        emb = Dense(self.width, self.dtype)(sinusoidal_embedding(noise_cond, self.base))
+        if self.fourier_scale is None:
+            features = sinusoidal_embedding(noise_cond, self.base)
+        else:
+            features = fourier_features(noise_cond, 2 * self.base, self.fourier_scale)
+        emb = Dense(self.width, self.dtype)(features)
         emb = Dense(self.width, self.dtype)(nn.swish(emb))
         if self.num_classes:
             emb += nn.Embed(self.num_classes, self.width, dtype=self.dtype)(cond["label"])
         return emb
-
-
-class SelfAttention(nn.Module):
-    """Single-head self-attention over the pixels of [batch, h, w, channels], added to its input (DDPM, appendix B)."""
-
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        b, h, w, c = x.shape
-        y = GroupNorm(self.dtype)(x).reshape(b, h * w, c)
-        q, k, v = (Dense(c, self.dtype, name=name)(y) for name in "qkv")
-        logits = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32) * c**-0.5
-        attended = jnp.einsum("bqk,bkc->bqc", jax.nn.softmax(logits).astype(v.dtype), v)
-        return x + Dense(c, self.dtype, zero=True, name="out")(attended).reshape(x.shape)
 
 
 def _convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:

@@ -1,4 +1,4 @@
-"""The U-Net of DDPM (Ho et al. 2020, appendix B): ResNet blocks, group norm, self-attention at chosen sizes."""
+"""The U-Net of DDPM (Ho et al. 2020, appendix B), and with its options those of the papers that grew out of it."""
 
 from typing import Any
 
@@ -6,8 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion.networks.layers import Conv, Dense, Dtype, GroupNorm, LevelEmbedding, SelfAttention
+from diffusion.networks.blocks import Block, SelfAttention, Style
+from diffusion.networks.layers import Conv, GroupNorm, LevelEmbedding
 from diffusion.networks.network import Network, conditioning, from_linen
+from diffusion.networks.resample import blur, check_taps
 
 
 def unet(
@@ -18,6 +20,15 @@ def unet(
     attention_resolutions: tuple[int, ...] = (16,),
     dropout: float = 0.1,
     block: str = "resnet",
+    scale_shift: bool = False,
+    num_heads: int = 1,
+    head_channels: int | None = None,
+    resample: str = "conv",
+    resample_filter: tuple[float, ...] = (1.0, 1.0),
+    skip_rescale: bool = False,
+    up_attention: str = "every",
+    fourier_scale: float | None = None,
+    progressive_input: bool = False,
     class_conditional: bool = False,
     dtype: str = "float32",
     num_classes: int = 0,
@@ -31,6 +42,17 @@ def unet(
     attention_resolutions:  self-attention follows every block of a level whose longer side is listed.
     block:          "resnet" (DDPM) or "separable": depthwise-separable convolutions as in MobileNet (Howard et
                     al. 2017, arXiv:1704.04861), with a fraction of the parameters.
+    scale_shift:    the level embedding scales and shifts each block's second norm (iDDPM, Nichol & Dhariwal 2021).
+    num_heads:      of the attention (DDPM 1, iDDPM 4). head_channels: the width of a head instead (ADM 64, Dhariwal &
+                    Nichol 2021, arXiv:2105.05233), so that wider levels have more heads.
+    resample:       between levels: "conv", a convolution of stride 2 or after repeating pixels (DDPM); "block", a
+                    residual block that halves or doubles (ADM); "projected_block", the same with a 1x1 convolution on
+                    its skip (NCSN++ and DDPM++, Song et al. 2020, arXiv:2011.13456, appendix H).
+    resample_filter:  taps of those blocks' filter, (1, 3, 3, 1) in NCSN++; (1, 1) averages and repeats.
+    skip_rescale:   x + h is divided by sqrt(2) (NCSN++, DDPM++).
+    up_attention:   on the way up, attention after "every" block (DDPM) or after each level's "last" (NCSN++, DDPM++).
+    fourier_scale:  the level as Fourier features of this scale (NCSN++: 16) instead of DDPM's sinusoids.
+    progressive_input:  the image itself, halved by blurred convolutions, joins each level (NCSN++'s "residual").
     class_conditional:  reads cond["label"] (int [batch] in 0..num_classes-1) and adds its embedding.
     dtype:          of the computation; parameters, normalisation statistics and the output stay float32.
     num_classes, self_conditioning:  facts of the data set and of the loss. Self-conditioning reads
@@ -38,15 +60,29 @@ def unet(
     """
     _check(shape, channels, channel_mults, num_blocks, dropout)
     example = conditioning(shape, class_conditional, num_classes, self_conditioning)
+    style = Style(
+        dtype=jnp.dtype(_one_of("dtype", dtype, ("float32", "bfloat16"))),
+        dropout=dropout,
+        separable=_one_of("block", block, ("resnet", "separable")) == "separable",
+        scale_shift=scale_shift,
+        skip_rescale=skip_rescale,
+        num_heads=num_heads,
+        head_channels=head_channels,
+        resample_filter=check_taps(resample_filter),
+        project_resampled=resample == "projected_block",
+    )
+    _check_heads(style, channels, channel_mults)
     module = UNet(
+        style=style,
         channels=channels,
         channel_mults=tuple(channel_mults),
         num_blocks=num_blocks,
         attention_resolutions=tuple(attention_resolutions),
-        dropout=dropout,
-        separable=_one_of("block", block, ("resnet", "separable")) == "separable",
+        blocks_resample=_one_of("resample", resample, ("conv", "block", "projected_block")) != "conv",
+        attend_once=_one_of("up_attention", up_attention, ("every", "last")) == "last",
+        fourier_scale=fourier_scale,
+        progressive_input=progressive_input,
         num_classes=num_classes if class_conditional else 0,
-        dtype=jnp.dtype(_one_of("dtype", dtype, ("float32", "bfloat16"))),
     )
     return from_linen(module, shape, example)
 
@@ -81,31 +117,44 @@ def _check(
         )
 
 
+def _check_heads(style: Style, channels: int, channel_mults: tuple[int, ...]) -> None:
+    for width in (channels * mult for mult in channel_mults):
+        heads = style.heads(width)
+        if heads < 1 or width % heads or (style.head_channels and width % style.head_channels):
+            raise ValueError(
+                f"got num_heads={style.num_heads}, head_channels={style.head_channels}; expected heads that "
+                f"divide each level's width, of which one is {width}."
+            )
+
+
 class UNet(nn.Module):
     """See `unet`."""
 
+    style: Style
     channels: int
     channel_mults: tuple[int, ...]
     num_blocks: int
     attention_resolutions: tuple[int, ...]
-    dropout: float
-    separable: bool
+    blocks_resample: bool
+    attend_once: bool
+    fourier_scale: float | None
+    progressive_input: bool
     num_classes: int
-    dtype: Dtype
 
     @nn.compact
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
-        out_channels = x.shape[-1]
+        out_channels, style, dtype = x.shape[-1], self.style, self.style.dtype
         if "x_0_hat" in cond:
             x = jnp.concatenate([x, cond["x_0_hat"]], axis=-1)
-        emb = LevelEmbedding(self.channels, 4 * self.channels, self.num_classes, self.dtype)(noise_cond, cond)
-        emb = nn.swish(emb)
+        embed = LevelEmbedding(self.channels, 4 * self.channels, self.num_classes, dtype, self.fourier_scale)
+        emb = nn.swish(embed(noise_cond, cond))
 
         def stage(x: Array, mult: int, attend: bool) -> Array:
-            x = Block(mult * self.channels, self.dropout, self.separable, self.dtype)(x, emb, train)
-            return SelfAttention(self.dtype)(x) if attend else x
+            x = Block(mult * self.channels, style)(x, emb, train)
+            return SelfAttention(style)(x) if attend else x
 
-        x = Conv(self.channels, self.dtype)(x.astype(self.dtype))
+        pyramid = x.astype(dtype)
+        x = Conv(self.channels, dtype)(pyramid)
         skips = [x]
         last = len(self.channel_mults) - 1
         for i, mult in enumerate(self.channel_mults):
@@ -113,46 +162,34 @@ class UNet(nn.Module):
                 x = stage(x, mult, self._attends(x))
                 skips.append(x)
             if i < last:
-                x = Conv(x.shape[-1], self.dtype, stride=2)(x)
+                x = self._halved(x, emb, train)
+                if self.progressive_input:
+                    pyramid = Conv(x.shape[-1], dtype, stride=2)(blur(pyramid, style.resample_filter))
+                    x = pyramid = style.joined(pyramid, x)
                 skips.append(x)
 
         x = stage(x, self.channel_mults[-1], True)
         x = stage(x, self.channel_mults[-1], False)
 
         for i, mult in reversed(list(enumerate(self.channel_mults))):
-            for _ in range(self.num_blocks + 1):
-                x = stage(jnp.concatenate([x, skips.pop()], axis=-1), mult, self._attends(x))
+            for left in reversed(range(self.num_blocks + 1)):
+                attend = self._attends(x) and (left == 0 or not self.attend_once)
+                x = stage(jnp.concatenate([x, skips.pop()], axis=-1), mult, attend)
             if i > 0:
-                x = Conv(x.shape[-1], self.dtype)(x.repeat(2, axis=1).repeat(2, axis=2))
+                x = self._doubled(x, emb, train)
 
-        x = nn.swish(GroupNorm(self.dtype)(x))
+        x = nn.swish(GroupNorm(dtype)(x))
         return Conv(out_channels, jnp.float32, zero=True)(x.astype(jnp.float32))
+
+    def _halved(self, x: Array, emb: Array, train: bool) -> Array:
+        if self.blocks_resample:
+            return Block(x.shape[-1], self.style, "down")(x, emb, train)
+        return Conv(x.shape[-1], self.style.dtype, stride=2)(x)
+
+    def _doubled(self, x: Array, emb: Array, train: bool) -> Array:
+        if self.blocks_resample:
+            return Block(x.shape[-1], self.style, "up")(x, emb, train)
+        return Conv(x.shape[-1], self.style.dtype)(x.repeat(2, axis=1).repeat(2, axis=2))
 
     def _attends(self, x: Array) -> bool:
         return max(x.shape[1:3]) in self.attention_resolutions
-
-
-class Block(nn.Module):
-    """x + h(x), h = norm, swish, conv, + level embedding, norm, swish, dropout, conv (Ho et al. 2020, appendix B)."""
-
-    channels: int
-    dropout: float
-    separable: bool
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Array, emb: Array, train: bool) -> Array:
-        h = self._conv(nn.swish(GroupNorm(self.dtype)(x)))
-        h += Dense(self.channels, self.dtype)(emb)[:, None, None, :]
-        h = nn.swish(GroupNorm(self.dtype)(h))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
-        h = self._conv(h, zero=True)
-        if x.shape[-1] != self.channels:
-            x = Dense(self.channels, self.dtype)(x)
-        return x + h
-
-    def _conv(self, x: Array, zero: bool = False) -> Array:
-        if self.separable:
-            x = Conv(x.shape[-1], self.dtype, groups=x.shape[-1])(x)
-            return Conv(self.channels, self.dtype, size=1, zero=zero)(x)
-        return Conv(self.channels, self.dtype, zero=zero)(x)

@@ -7,11 +7,21 @@ import pytest
 from flax import nnx
 
 from diffusion import lookup, networks
+from diffusion.networks.blocks import Block, SelfAttention, Style
+from diffusion.networks.layers import GroupNorm
 from diffusion.networks.network import Network
 from diffusion.networks.unet import unet
 
 SMALL = {"unet": {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)}, "mlp": {}}
 NETWORKS = lookup.components(networks, Network)
+ADM = {"scale_shift": True, "head_channels": 4, "resample": "block"}
+DDPM_PLUS_PLUS = {"num_blocks": 4, "resample": "projected_block", "skip_rescale": True, "up_attention": "last"}
+NCSN_PLUS_PLUS = {"resample_filter": (1.0, 3.0, 3.0, 1.0), "fourier_scale": 0.1, "progressive_input": True}
+VARIANTS = {
+    "unet of ADM": ("unet", ADM),
+    "unet of NCSN++": ("unet", {**DDPM_PLUS_PLUS, **NCSN_PLUS_PLUS, "num_blocks": 1}),
+}
+"""Networks that grew out of others, small too, on which the same laws run."""
 
 
 def size(network):
@@ -25,12 +35,16 @@ def compiled(network):
 
 
 def small(name, **options):
-    return compiled(NETWORKS[name](**({"shape": (8, 8, 3)} | SMALL[name] | options)))
+    name, variant = VARIANTS.get(name, (name, {}))
+    return compiled(NETWORKS[name](**({"shape": (8, 8, 3)} | SMALL[name] | variant | options)))
 
 
 def noisy_params(network):
     """Parameters that are nowhere zero, so that every input reaches the output."""
-    params = network.init(jax.random.key(0))
+    return noisy(network.init(jax.random.key(0)))
+
+
+def noisy(params):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
@@ -40,7 +54,86 @@ def test_the_cifar10_unet_has_ddpms_number_of_parameters():
     assert size(unet((32, 32, 3))) == 35_746_307
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("channels", "published"), [(64, 30e6), (96, 68e6), (128, 120e6), (192, 270e6)], ids=lambda n: f"{n:.0f}"
+)
+def test_iddpms_unets_have_the_published_numbers_of_parameters(channels, published):
+    """Nichol & Dhariwal 2021, section 6, on ImageNet 64, rounded there."""
+    network = unet(
+        (64, 64, 3),
+        channels=channels,
+        channel_mults=(1, 2, 3, 4),
+        num_blocks=3,
+        attention_resolutions=(16, 8),
+        num_heads=4,
+        scale_shift=True,
+    )
+    assert size(network) == pytest.approx(published, rel=0.015)
+
+
+@pytest.mark.parametrize(
+    ("size_", "channels", "mults", "num_blocks", "published"),
+    [
+        (64, 192, (1, 2, 3, 4), 3, 296e6),
+        (128, 256, (1, 1, 2, 3, 4), 2, 422e6),
+        (256, 256, (1, 1, 2, 2, 4, 4), 2, 554e6),
+    ],
+)
+def test_adms_unets_have_the_published_numbers_of_parameters(size_, channels, mults, num_blocks, published):
+    """Dhariwal & Nichol 2021, table 11, class-conditional ImageNet, in millions."""
+    network = unet(
+        (size_, size_, 3),
+        channels=channels,
+        channel_mults=mults,
+        num_blocks=num_blocks,
+        attention_resolutions=(32, 16, 8),
+        class_conditional=True,
+        num_classes=1000,
+        **ADM | {"head_channels": 64},
+    )
+    assert size(network) == pytest.approx(published, abs=0.5e6)
+
+
+def test_a_head_attends_within_its_own_channels():
+    """Against a float64 recomputation; two heads of 4 channels."""
+    x = jax.random.normal(jax.random.key(0), (2, 3, 2, 8))
+    attention = SelfAttention(Style(jnp.float32, num_heads=2))
+    params = noisy(attention.init(jax.random.key(1), x)["params"])
+    y = GroupNorm(jnp.float32).apply({"params": params["GroupNorm_0"]}, x).reshape(2, 6, 8)
+
+    def dense(name, y):
+        kernel, bias = (np.asarray(params[name]["Dense_0"][k], np.float64) for k in ("kernel", "bias"))
+        return y @ kernel + bias
+
+    q, k, v = (dense(name, np.asarray(y, np.float64)) for name in "qkv")
+    heads = []
+    for part in (slice(0, 4), slice(4, 8)):
+        weights = np.exp(np.einsum("bqc,bkc->bqk", q[..., part], k[..., part]) / 2)
+        heads.append(np.einsum("bqk,bkc->bqc", weights / weights.sum(-1, keepdims=True), v[..., part]))
+    expected = np.asarray(x) + dense("out", np.concatenate(heads, axis=-1)).reshape(x.shape)
+    np.testing.assert_allclose(attention.apply({"params": params}, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_scale_and_shift_replace_the_norms_own():
+    """With a scale of -1 nothing of the normalised input is left: the block adds a constant of the level alone."""
+    block = Block(8, Style(jnp.float32, scale_shift=True))
+    x, emb = jax.random.normal(jax.random.key(0), (2, 4, 4, 8)), jnp.ones((2, 5))
+    params = noisy(block.init(jax.random.key(1), x, emb, False)["params"])
+    told = params["Dense_0"]["Dense_0"]
+    told["kernel"], told["bias"] = jnp.zeros((5, 16)), jnp.append(-jnp.ones(8), jnp.linspace(-1, 1, 8))
+    added = block.apply({"params": params}, x, emb, False) - x
+    np.testing.assert_allclose(added[:, 1:-1, 1:-1], jnp.broadcast_to(added[:1, 1:2, 1:2], (2, 2, 2, 8)), atol=1e-5)
+    assert jnp.abs(added).max() > 0.1
+
+
+def test_rescaled_skips_keep_the_variance():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    block = Block(8, Style(jnp.float32, skip_rescale=True))
+    params = block.init(jax.random.key(1), x, jnp.ones((2, 5)), False)
+    np.testing.assert_allclose(block.apply(params, x, jnp.ones((2, 5)), False), x / np.sqrt(2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *VARIANTS])
 class TestEveryNetwork:
     def test_starts_at_zero_in_float32(self, name):
         network = small(name)
@@ -137,6 +230,11 @@ def test_bfloat16_computes_near_float32_and_returns_float32():
         ({"num_blocks": 0}, "num_blocks >= 1"),
         ({"block": "dense"}, "expected one of: resnet, separable"),
         ({"dtype": "float16"}, "expected one of: float32, bfloat16"),
+        ({"resample": "fir"}, "expected one of: conv, block, projected_block"),
+        ({"up_attention": "first"}, "expected one of: every, last"),
+        ({"num_heads": 3}, "heads that divide each level's width, of which one is 128"),
+        ({"head_channels": 48}, "heads that divide each level's width"),
+        ({"resample_filter": (1.0, 2.0, 1.0)}, "an even number of symmetric taps"),
     ],
 )
 def test_errors(options, words):

@@ -1,0 +1,57 @@
+"""Halving and doubling keep what is linear where it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.networks.layers import fourier_features
+from diffusion.networks.resample import blur, down, up
+
+TAPS = [(1.0, 1.0), (1.0, 3.0, 3.0, 1.0)]
+
+
+def ramp(h, w):
+    """An image whose pixels know where they are: channel 0 the row, channel 1 the column."""
+    return jnp.stack(jnp.meshgrid(jnp.arange(h), jnp.arange(w), indexing="ij"), -1)[None].astype(jnp.float32)
+
+
+def inside(x, edge=2):
+    return np.asarray(x[:, edge:-edge, edge:-edge])
+
+
+@pytest.mark.parametrize("taps", TAPS)
+def test_halves_lie_between_their_two_pixels(taps):
+    np.testing.assert_allclose(inside(down(ramp(16, 12), taps)), inside(2 * ramp(8, 6) + 0.5), atol=1e-5)
+
+
+@pytest.mark.parametrize("taps", TAPS)
+def test_doubles_keep_constants_and_mirror_halving(taps):
+    np.testing.assert_allclose(inside(up(jnp.full((1, 8, 6, 3), 2.5), taps)), 2.5, rtol=1e-6)
+    x, y = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 8, 6, 3), (2, 4, 3, 3)]))
+    np.testing.assert_allclose((down(x, taps) * y).sum(), (x * up(y, taps)).sum() / 4, rtol=1e-4)  # adjoint, but for 4
+
+
+def test_the_short_filter_averages_and_repeats():
+    x = jax.random.normal(jax.random.key(0), (2, 4, 6, 3))
+    np.testing.assert_allclose(down(x, (1.0, 1.0)), x.reshape(2, 2, 2, 3, 2, 3).mean((2, 4)), atol=1e-6)
+    np.testing.assert_allclose(up(x, (1.0, 1.0)), x.repeat(2, axis=1).repeat(2, axis=2), atol=1e-6)
+
+
+def test_the_long_filter_doubles_linearly():
+    np.testing.assert_allclose(
+        inside(up(ramp(8, 6), (1.0, 3.0, 3.0, 1.0))), inside((ramp(16, 12) - 0.5) / 2), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("taps", TAPS)
+def test_a_blurred_image_is_half_a_pixel_off(taps):
+    np.testing.assert_allclose(inside(blur(ramp(8, 6), taps)), inside(ramp(8, 6) - 0.5), atol=1e-5)
+
+
+def test_fourier_features_have_the_gaussian_kernel():
+    """Their inner products are exp(-(2 pi scale d)^2 / 2) for levels at the distance d (Rahimi & Recht 2007)."""
+    d = jnp.linspace(0, 0.4, 9)
+    features = fourier_features(jnp.append(d, 0.0) + 0.7, 4096, scale=1.0)
+    kernel = features[:-1] @ features[-1] / 2048
+    np.testing.assert_allclose(kernel, np.exp(-((2 * np.pi * np.asarray(d)) ** 2) / 2), atol=2e-3)
