@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion.networks.layers import Conv, Dense, Dtype, GroupNorm, LevelEmbedding, SelfAttention
-from diffusion.networks.network import Network, conditioning, from_linen
+from diffusion.networks.network import Network, conditioning, from_linen, near_sizes, one_of
 
 
 def unet(
@@ -44,17 +44,11 @@ def unet(
         num_blocks=num_blocks,
         attention_resolutions=tuple(attention_resolutions),
         dropout=dropout,
-        separable=_one_of("block", block, ("resnet", "separable")) == "separable",
+        separable=one_of("block", block, ("resnet", "separable")) == "separable",
         num_classes=num_classes if class_conditional else 0,
-        dtype=jnp.dtype(_one_of("dtype", dtype, ("float32", "bfloat16"))),
+        dtype=jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16"))),
     )
     return from_linen(module, shape, example)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"got {name}={value!r}, expected one of: {', '.join(allowed)}.")
-    return value
 
 
 def _check(
@@ -73,11 +67,10 @@ def _check(
         raise ValueError(f"got dropout={dropout}, expected a probability in [0, 1).")
     step = 2 ** (len(channel_mults) - 1)
     if shape[0] % step or shape[1] % step:
-        down, up = (tuple(max(step, s // step * step + extra) for s in shape[:2]) for extra in (0, step))
         raise ValueError(
             f"images of {shape[0]}x{shape[1]} do not fit {len(channel_mults)} levels, which halve them "
             f"{len(channel_mults) - 1} times: height and width must be multiples of {step}, such as "
-            f"{down[0]}x{down[1]} or {up[0]}x{up[1]}. Resize the images or shorten channel_mults."
+            f"{near_sizes(shape, step)}. Resize the images or shorten channel_mults."
         )
 
 

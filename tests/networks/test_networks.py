@@ -10,7 +10,11 @@ from diffusion import lookup, networks
 from diffusion.networks.network import Network
 from diffusion.networks.unet import unet
 
-SMALL = {"unet": {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)}, "mlp": {}}
+SMALL = {
+    "unet": {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)},
+    "dit": {"channels": 16, "num_blocks": 2, "num_heads": 2},
+    "mlp": {},
+}
 NETWORKS = lookup.components(networks, Network)
 
 
