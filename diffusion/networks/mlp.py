@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion.networks.layers import Dense, LevelEmbedding
-from diffusion.networks.network import Network, conditioning, from_linen
+from diffusion.networks.network import Network, check_dropout, conditioning, from_linen
 
 
 def mlp(
@@ -26,6 +26,7 @@ def mlp(
     """
     if channels < 2 or num_blocks < 1:
         raise ValueError(f"got channels={channels}, num_blocks={num_blocks}; expected at least 2 and 1.")
+    check_dropout(dropout)
     example = conditioning(shape, class_conditional, num_classes, self_conditioning)
     return from_linen(MLP(channels, num_blocks, dropout, num_classes if class_conditional else 0), shape, example)
 

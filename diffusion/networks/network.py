@@ -37,6 +37,25 @@ def conditioning(
     return labels | estimate
 
 
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """The value, if it is allowed; a ValueError that names the option and lists the allowed values otherwise."""
+    if value not in allowed:
+        raise ValueError(f"got {name}={value!r}, expected one of: {', '.join(allowed)}.")
+    return value
+
+
+def check_dropout(dropout: float) -> None:
+    """ValueError where it is no probability below 1."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"got dropout={dropout}, expected a probability in [0, 1).")
+
+
+def near_sizes(shape: tuple[int, ...], step: int) -> str:
+    """Such as "24x32 or 32x40": the sizes around shape's h and w that are multiples of step, for an error message."""
+    down, up = (tuple(max(step, s // step * step + extra) for s in shape[:2]) for extra in (0, step))
+    return f"{down[0]}x{down[1]} or {up[0]}x{up[1]}"
+
+
 def from_linen(module: nn.Module, shape: tuple[int, ...], example: Cond) -> Network:
     """The Network of a Linen module whose call is (x, noise_cond [batch], cond, train).
 

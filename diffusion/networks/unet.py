@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from diffusion.networks.blocks import Block, SelfAttention, Style
 from diffusion.networks.layers import Conv, GroupNorm, LevelEmbedding
-from diffusion.networks.network import Network, conditioning, from_linen
+from diffusion.networks.network import Network, check_dropout, conditioning, from_linen, near_sizes, one_of
 from diffusion.networks.resample import blur, check_taps
 
 
@@ -61,9 +61,9 @@ def unet(
     _check(shape, channels, channel_mults, num_blocks, dropout)
     example = conditioning(shape, class_conditional, num_classes, self_conditioning)
     style = Style(
-        dtype=jnp.dtype(_one_of("dtype", dtype, ("float32", "bfloat16"))),
+        dtype=jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16"))),
         dropout=dropout,
-        separable=_one_of("block", block, ("resnet", "separable")) == "separable",
+        separable=one_of("block", block, ("resnet", "separable")) == "separable",
         scale_shift=scale_shift,
         skip_rescale=skip_rescale,
         num_heads=num_heads,
@@ -78,19 +78,13 @@ def unet(
         channel_mults=tuple(channel_mults),
         num_blocks=num_blocks,
         attention_resolutions=tuple(attention_resolutions),
-        blocks_resample=_one_of("resample", resample, ("conv", "block", "projected_block")) != "conv",
-        attend_once=_one_of("up_attention", up_attention, ("every", "last")) == "last",
+        blocks_resample=one_of("resample", resample, ("conv", "block", "projected_block")) != "conv",
+        attend_once=one_of("up_attention", up_attention, ("every", "last")) == "last",
         fourier_scale=fourier_scale,
         progressive_input=progressive_input,
         num_classes=num_classes if class_conditional else 0,
     )
     return from_linen(module, shape, example)
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"got {name}={value!r}, expected one of: {', '.join(allowed)}.")
-    return value
 
 
 def _check(
@@ -105,15 +99,13 @@ def _check(
             f"got channels={channels}, channel_mults={tuple(channel_mults)}, num_blocks={num_blocks}; "
             "expected channels >= 2, num_blocks >= 1 and at least one positive multiplier."
         )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"got dropout={dropout}, expected a probability in [0, 1).")
+    check_dropout(dropout)
     step = 2 ** (len(channel_mults) - 1)
     if shape[0] % step or shape[1] % step:
-        down, up = (tuple(max(step, s // step * step + extra) for s in shape[:2]) for extra in (0, step))
         raise ValueError(
             f"images of {shape[0]}x{shape[1]} do not fit {len(channel_mults)} levels, which halve them "
             f"{len(channel_mults) - 1} times: height and width must be multiples of {step}, such as "
-            f"{down[0]}x{down[1]} or {up[0]}x{up[1]}. Resize the images or shorten channel_mults."
+            f"{near_sizes(shape, step)}. Resize the images or shorten channel_mults."
         )
 
 

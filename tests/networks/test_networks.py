@@ -12,7 +12,11 @@ from diffusion.networks.layers import GroupNorm
 from diffusion.networks.network import Network
 from diffusion.networks.unet import unet
 
-SMALL = {"unet": {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)}, "mlp": {}}
+SMALL = {
+    "unet": {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)},
+    "dit": {"channels": 16, "num_blocks": 2, "num_heads": 2},
+    "mlp": {},
+}
 NETWORKS = lookup.components(networks, Network)
 ADM = {"scale_shift": True, "head_channels": 4, "resample": "block"}
 DDPM_PLUS_PLUS = {"num_blocks": 4, "resample": "projected_block", "skip_rescale": True, "up_attention": "last"}
