@@ -18,6 +18,7 @@ from diffusion import guidance, lookup, losses, schedules, workdir
 from diffusion.config import from_json, make
 from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
+from diffusion.levels import AdaptiveLevels, LevelSampler
 from diffusion.networks.network import Network
 from diffusion.parameterization import Parameterization
 from diffusion.sampling import grids
@@ -42,7 +43,7 @@ class Run:
     """A config, built. Everything but `params` is the same at every step of training.
 
     denoiser(params, cond) -> Denoiser: the network, its parameterization and x_0's thresholding.
-    loss(params, batch, key) -> (loss, metrics).
+    loss(params, batch, key, memory=None) -> (loss, metrics); the memory is that of adaptive levels.
     dataset: the training images; None in a loaded run, which does not need them.
     params: what samples are drawn with, the first EMA of a checkpoint; None before training.
     """
@@ -51,6 +52,7 @@ class Run:
     facts: Facts
     schedule: Schedule
     network: Network
+    levels: LevelSampler
     optimizer: Any
     sampler: Sampler
     denoiser: Callable[[Params, Cond], AnyDenoiser]
@@ -115,7 +117,8 @@ class Run:
 
     def new_state(self, key: jax.Array) -> TrainState:
         """The training state at step 0."""
-        return new_state(self.network.init(key), self.optimizer, self.ema_decays)
+        memory = self.levels.init() if isinstance(self.levels, AdaptiveLevels) else None
+        return new_state(self.network.init(key), self.optimizer, self.ema_decays, memory)
 
 
 def build(config: ConfigDict, facts: Facts | None = None) -> Run:
@@ -147,9 +150,17 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
         self_conditioning=config.loss.self_conditioning,
     )
 
-    def loss(params: Params, batch: Any, key: jax.Array) -> tuple[Any, dict[str, Any]]:
+    def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:
         return losses.denoising_loss(
-            network.apply, params, batch, key, levels=level_sampler, param=param, weight=weight, **config.loss
+            network.apply,
+            params,
+            batch,
+            key,
+            levels=level_sampler,
+            param=param,
+            weight=weight,
+            memory=memory,
+            **config.loss,
         )
 
     def denoiser(params: Params, cond: Cond) -> AnyDenoiser:
@@ -163,7 +174,7 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
 
         return SelfConditioned(bind) if config.loss.self_conditioning else bind(None)
 
-    return Run(config, facts, schedule, network, optimizer, sampler, denoiser, loss, dataset)
+    return Run(config, facts, schedule, network, level_sampler, optimizer, sampler, denoiser, loss, dataset)
 
 
 def _schedule(block: ConfigDict) -> Schedule:

@@ -3,9 +3,14 @@
 A `LevelSampler` maps (key, batch_size) to a NoiseLevel with fields [batch_size]. How often a level is drawn
 and how much its error weighs (`weights.py`) are two choices with one product; they are kept apart so that
 each can be changed alone.
+
+Most are fixed distributions. `AdaptiveLevels` learn from the losses which levels to draw, and undo the preference by
+an importance that multiplies the loss, so that its expectation stays the uniform one's.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +20,41 @@ from diffusion.schedules import Schedule
 from diffusion.types import NoiseLevel, check_positive
 
 LevelSampler = Callable[[jax.Array, int], NoiseLevel]
+
+
+class Draw(NamedTuple):
+    """Levels with fields [batch]; what their losses are multiplied by, [] or [batch]; where `update` files them."""
+
+    level: NoiseLevel
+    importance: Any = 1.0
+    place: Any = None
+
+
+@dataclass(frozen=True)
+class AdaptiveLevels:
+    """A level sampler with a memory, which training carries in its state.
+
+    init() -> the memory before the first update, a tree of arrays.
+    draw(memory, key, batch_size) -> Draw.
+    update(memory, place, losses) -> the memory after an update in which Draw.place had these losses, both [batch].
+
+    Called as a plain `LevelSampler`, it draws as before the first update.
+    """
+
+    init: Callable[[], Any]
+    draw: Callable[[Any, jax.Array, int], Draw]
+    update: Callable[[Any, Any, Any], Any]
+
+    def __call__(self, key: jax.Array, batch_size: int) -> NoiseLevel:
+        """The levels drawn with an empty memory."""
+        return self.draw(self.init(), key, batch_size).level
+
+
+def draw(levels: LevelSampler, memory: Any, key: jax.Array, batch_size: int) -> Draw:
+    """The Draw of any level sampler; memory None is the one before the first update."""
+    if not isinstance(levels, AdaptiveLevels):
+        return Draw(levels(key, batch_size))
+    return levels.draw(levels.init() if memory is None else memory, key, batch_size)
 
 
 def uniform(schedule: Schedule) -> LevelSampler:
@@ -68,6 +108,57 @@ def logit_normal(schedule: Schedule, mean: float = 0.0, std: float = 1.0) -> Lev
         return _at(schedule, jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch_size,))))
 
     return sample
+
+
+class SecondMoments(NamedTuple):
+    """The last losses of each level, [bins, history], and how many it has had, [bins]."""
+
+    losses: Any
+    count: Any
+
+
+def loss_second_moment(
+    schedule: Schedule, history: int = 10, uniform_share: float = 0.001, num_bins: int = 100
+) -> LevelSampler:
+    """Levels as often as the root mean square of their last losses says (Nichol & Dhariwal 2021, eq. 18).
+
+    p_t = (1 - uniform_share) sqrt(E[L_t^2]) / sum + uniform_share / T over the last `history` losses of each step, and
+    importance 1 / (T p_t); uniform until every step has had so many. Made for the noisy gradients of weight "vlb".
+    A chain has one bin a step; a continuous path num_bins equal slices of its times.
+    """
+    if history < 1 or not 0 < uniform_share <= 1 or num_bins < 1:
+        raise ValueError(
+            f"got history={history}, uniform_share={uniform_share}, num_bins={num_bins}; expected history >= 1, "
+            "uniform_share in (0, 1] and num_bins >= 1."
+        )
+    bins = schedule.num_steps or num_bins
+
+    def init() -> SecondMoments:
+        return SecondMoments(jnp.zeros((bins, history)), jnp.zeros(bins, jnp.int32))
+
+    def draw(memory: SecondMoments, key: jax.Array, batch_size: int) -> Draw:
+        root = jnp.sqrt(jnp.square(memory.losses).mean(1))
+        learned = (1 - uniform_share) * root / jnp.maximum(
+            root.sum(), jnp.finfo(root.dtype).tiny
+        ) + uniform_share / bins
+        p = jnp.where((memory.count >= history).all(), learned, 1 / bins)
+        of_bin, within = jax.random.split(key)
+        place = jax.random.categorical(of_bin, jnp.log(p), shape=(batch_size,))
+        if schedule.num_steps is not None:
+            level = schedule.level(1 + place)
+        else:
+            level = _at(schedule, (place + jax.random.uniform(within, (batch_size,))) / bins)
+        return Draw(level, 1 / (bins * p[place]), place)
+
+    def update(memory: SecondMoments, place: Any, losses: Any) -> SecondMoments:
+        def file(memory: SecondMoments, one: tuple[Any, Any]) -> tuple[SecondMoments, None]:
+            place, loss = one
+            turn = memory.count[place] % history
+            return SecondMoments(memory.losses.at[place, turn].set(loss), memory.count.at[place].add(1)), None
+
+        return jax.lax.scan(file, memory, (place, losses))[0]
+
+    return AdaptiveLevels(init, draw, update)
 
 
 def _at(schedule: Schedule, u: Float[Array, " batch"]) -> NoiseLevel:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from diffusion.gaussian import diffuse
 from diffusion.keys import stream
-from diffusion.levels import LevelSampler
+from diffusion.levels import AdaptiveLevels, LevelSampler, draw
 from diffusion.lookup import suggest
 from diffusion.parameterization import Parameterization
 from diffusion.types import Cond, NoiseLevel, expand
@@ -49,6 +49,7 @@ def denoising_loss(
     weight: Weight,
     norm: str = "l2",
     self_conditioning: bool = False,
+    memory: Any = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """(loss, metrics): the mean over batch and pixels of the weighted error of the network's output.
 
@@ -58,11 +59,12 @@ def denoising_loss(
     self_conditioning:  half of the samples, each by its own coin, see the network's own first estimate of
             x_0, clipped to the data's range, as an extra input; no gradient flows through it (Chen et al. 2022,
             arXiv:2208.04202).
+    memory: of `AdaptiveLevels`, from the update before; None is an empty one. metrics["memory"] is the next.
 
     metrics:  "loss" and, by log-SNR bin, "bin_loss" and "bin_count" (sums, so that they add up over steps).
     """
     x_0, cond = batch["image"], {k: v for k, v in batch.items() if k != "image"}
-    level = levels(stream(key, "levels"), x_0.shape[0])
+    level, importance, place = draw(levels, memory, stream(key, "levels"), x_0.shape[0])
     eps = jax.random.normal(stream(key, "noise"), x_0.shape, x_0.dtype)
     x_t = diffuse(x_0, eps, level)
     c_in = expand(param.coefs(level)[0], x_t)
@@ -77,8 +79,13 @@ def denoising_loss(
 
     error = NORMS[norm](network(cond) - param.target(x_0, eps, level))
     per_sample = weight(level, param) * error.reshape(error.shape[0], -1).mean(1)
-    loss = per_sample.mean()
-    return loss, {"loss": loss, **_by_level(per_sample, level)}
+    loss = (importance * per_sample).mean()
+    metrics = {"loss": loss, **_by_level(per_sample, level)}
+    if isinstance(levels, AdaptiveLevels):
+        metrics["memory"] = levels.update(
+            levels.init() if memory is None else memory, place, jax.lax.stop_gradient(per_sample)
+        )
+    return loss, metrics
 
 
 def _by_level(per_sample: Float[Array, " batch"], level: NoiseLevel) -> Metrics:

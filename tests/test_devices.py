@@ -20,9 +20,16 @@ NETWORK = {"name": "unet", "channels": 8, "channel_mults": (1, 2), "num_blocks":
 
 
 def test_eight_devices_are_one_device():
-    """The whole training step: data, levels, noise, dropout, coins, gradients, clipping, Adam and the average."""
-    options = {"loss": {"self_conditioning": True}, "levels": {"name": "stratified"}}
-    run = build.build(config(network=NETWORK, training={"num_steps": 4, "batch_size": 16}, **options))
+    """The whole training step: data, levels and their memory, noise, dropout, coins, gradients, Adam, the average."""
+    options = {"loss": {"self_conditioning": True}, "levels": {"name": "loss_second_moment", "history": 1}}
+    run = build.build(
+        config(
+            network=NETWORK,
+            schedule={"name": "linear_beta_scaled", "num_steps": 25},
+            training={"num_steps": 4, "batch_size": 16},
+            **options,
+        )
+    )
     key, dataset, outcomes = jax.random.key(7), run.batches(), []
     for count in (1, 8):
         mesh = Mesh(np.array(jax.devices()[:count]), ("data",))

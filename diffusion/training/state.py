@@ -13,18 +13,24 @@ from diffusion.types import Params
 
 
 class TrainState(NamedTuple):
-    """step: updates done, int32 []. ema: one average of the parameters for each decay, by its name."""
+    """step: updates done, int32 []. ema: one average of the parameters for each decay, by its name.
+
+    memory: what the loss learns besides the parameters (`levels.AdaptiveLevels`); None for most.
+    """
 
     step: Any
     params: Params
     opt_state: Any
     ema: dict[str, Params]
+    memory: Any = None
 
 
-def new_state(params: Params, optimizer: optax.GradientTransformation, ema_names: Iterable[str]) -> TrainState:
+def new_state(
+    params: Params, optimizer: optax.GradientTransformation, ema_names: Iterable[str], memory: Any = None
+) -> TrainState:
     """The state at step 0; every average starts at the parameters themselves."""
     averages = {name: jax.tree.map(jnp.copy, params) for name in ema_names}
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), averages)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), averages, memory)
 
 
 def shardings(state_shape: TrainState, mesh: Mesh) -> TrainState:

@@ -23,7 +23,8 @@ def make_train_step(
 ) -> TrainStep:
     """train_step(state, batch, key) -> (state, metrics), one update.
 
-    loss_fn(params, batch, key) -> (loss, metrics); ema_decays: decay by name, as in state.ema.
+    loss_fn(params, batch, key) -> (loss, metrics); ema_decays: decay by name, as in state.ema. Where state.memory is
+    not None, loss_fn is given memory=state.memory too, and the next memory is taken from metrics["memory"].
     key is the run's, the same at every step: the step's own is folded from it and state.step, so nothing
     random is carried and a resumed run repeats the uninterrupted one. metrics gains "grad_norm" (before
     clipping).
@@ -31,13 +32,15 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         step_key = keys.at_step(key, state.step)
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, step_key)
+        given = {} if state.memory is None else {"memory": state.memory}
+        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, step_key, **given)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         averages = ema.update(state.ema, params, ema_decays, step, ema_warmup)
         metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(step, params, opt_state, averages), metrics
+        memory = metrics.pop("memory", None)
+        return TrainState(step, params, opt_state, averages, memory), metrics
 
     return train_step
 
