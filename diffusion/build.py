@@ -135,7 +135,7 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
     level_sampler = make("levels", config.levels, schedule=schedule)
     optimizer = make("optimizer", config.optimizer)
     threshold = _threshold(config)
-    sampler = make("sampler", config.sampler)
+    sampler = make("sampler", config.sampler, schedule=schedule)
     ema.named(config.ema.decays)
     grids.prepare(schedule, make("grid", config.grid, schedule=schedule), sampler)
     dataset = None

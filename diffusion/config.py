@@ -43,7 +43,7 @@ PLACES = {
     "weight": Place(weights, weights.Weight, ("schedule",)),
     "network": Place(networks, Network, ("shape", "num_classes", "self_conditioning")),
     "optimizer": Place(optim, optim.Optimizer),
-    "sampler": Place(sampling, Sampler),
+    "sampler": Place(sampling, Sampler, ("schedule",)),
     "grid": Place(grids, Step, ("schedule",)),
 }
 """The blocks that name a component."""

@@ -12,7 +12,8 @@ since Var[x_t | x_0] obeys d sigma^2 / dt = 2 f sigma^2 + g^2. With score = -eps
 The last line is the same as alpha' x_0_hat + sigma' eps_hat, which stays finite at pure noise, where f does not.
 
 Derivatives come from JAX, so every function here takes a JAX time t in (0, end], [] or [batch], and answers in
-float32. Samplers do not use this module: they move between levels exactly, whatever the time that names them.
+float32. Of the samplers only `adaptive_ode` uses this module: the others move between levels exactly, whatever the
+time that names them.
 """
 
 from collections.abc import Callable

@@ -25,6 +25,7 @@ ALLOWED = {  # outside package -> the rooms that may import it
     "flax": {"networks"},
     "optax": {"training"},
     "orbax": {"training"},
+    "diffrax": {"sampling"},
     "ml_collections": {"config", "build", "commands", "sweeps"},
     "tensorflow": set(),
     "torch": set(),

@@ -103,7 +103,7 @@ def test_unknown_keys_are_named_with_the_right_ones(blocks, words):
         ({"levels": {"name": "uniformly"}}, "Did you mean 'uniform'"),
         ({"schedule": {"name": "flow"}}, "parameterization.name=eps says nothing of x_0 at pure noise"),
         ({"schedule": {"name": "flow"}, "parameterization": {"name": "mean"}}, "needs a discrete chain"),
-        ({"sampler": {"name": "ddimm"}}, "Did you mean 'ddim'.*Known: ancestral, annealed_langevin, ddim"),
+        ({"sampler": {"name": "ddimm"}}, "Did you mean 'ddim'.*Known: adaptive_ode, ancestral, annealed"),
         ({"sampler": {"name": "ancestral", "threshold": "dynamc"}}, "sampler.threshold.*Did you mean 'dynamic'"),
         ({"sampler": {"name": "ddim", "eta": 2.0}}, "sampler.name=ddim: got eta=2.0"),
         ({"grid": {"name": "strided", "num_steps": 2000}}, "expected 1..1000"),

@@ -5,10 +5,12 @@
     images = sampling.generate(run, num_samples=16, seed=0)                          # [16, 8, 8, 1] in [-1, 1]
     fast = sampling.generate(run, num_samples=16, seed=0, sampler=sampling.ddim(), num_steps=50)
 
-A sampler sees a denoiser and a `Step` (two noise levels) and nothing else: no schedule, no network, no time.
+A sampler sees a denoiser and a `Step` (two noise levels) and nothing else: no schedule, no network, no time. Only
+`adaptive_ode(run.schedule)`, which chooses levels while it runs, is given the schedule.
 """
 
 from diffusion.images import show, show_path
+from diffusion.sampling.adaptive_ode import adaptive_ode
 from diffusion.sampling.ancestral import ancestral
 from diffusion.sampling.annealed_langevin import annealed_langevin
 from diffusion.sampling.ddim import ddim
@@ -28,6 +30,7 @@ from diffusion.sampling.unipc import unipc
 
 __all__ = [
     "Sampler",
+    "adaptive_ode",
     "all_steps",
     "ancestral",
     "annealed_langevin",

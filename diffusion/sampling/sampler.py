@@ -15,7 +15,7 @@ class Sampler:
     step(denoise, x, state, step, keys) -> (x at step.to, state): x [batch, ...]; keys [batch], fresh at every
         step, one per sample, so that a sample's noise does not depend on its batch.
     order: of convergence in the step size (of the ODE or, for stochastic rules, in distribution).
-    nfe(num_steps) -> the number of times that the denoiser is evaluated.
+    nfe(num_steps) -> the number of times that the denoiser is evaluated; None where that is decided while it runs.
     aux(steps) -> for a sampler that evaluates a level between or beyond the grid's, its log-SNR for each step of a
         grid, float64; `grids.prepare` puts that level into step.aux.
     check(steps) -> None: ValueError for a grid that the sampler cannot run on; `grids.prepare` asks it.
@@ -27,7 +27,7 @@ class Sampler:
     init: Callable[[Any], Any]
     step: Callable[..., tuple[Any, Any]]
     order: int
-    nfe: Callable[[int], int]
+    nfe: Callable[[int], int] | None
     aux: Callable[[Step], Any] | None = None
     check: Callable[[Step], None] = lambda steps: None
 
