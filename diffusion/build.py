@@ -5,6 +5,7 @@ run = build.load("runs/digits")        # after it: with the parameters of the ne
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,6 +98,20 @@ class Run:
         wrong = labels[(labels < 0) | (labels > last)]
         if wrong.size or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"got labels {wrong[:5]} of type {labels.dtype}, expected integers in 0..{last}.")
+
+    def check_steps(self, steps: Step) -> None:
+        """A warning, with both ranges, for levels that the run's schedule, and so its training, does not reach."""
+        end = self.schedule.end
+        first = 1 if self.schedule.num_steps else end * np.finfo(np.float32).eps
+        trained = [float(np.exp(-self.schedule.level(t).log_snr / 2)) for t in (first, end)]
+        asked = [float(np.exp(-log_snr / 2)) for log_snr in (steps.now.log_snr.max(), steps.now.log_snr.min())]
+        if asked[0] < 0.999 * trained[0] or asked[1] > 1.001 * trained[1]:
+            warnings.warn(
+                f"the grid asks for sigma / alpha from {asked[0]:.4g} to {asked[1]:.4g}, but the model was trained "
+                f"from {trained[0]:.4g} to {trained[1]:.4g}; outside, its estimates are guesses. Make the grid from "
+                "the run's own schedule (run.schedule), within this range.",
+                stacklevel=3,
+            )
 
     def batches(self, process_index: int = 0, process_count: int = 1) -> Any:
         """The endless training stream; [step] gives this process's rows of that step's batch."""

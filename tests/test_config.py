@@ -10,7 +10,7 @@ import pytest
 
 from diffusion import build, sampling
 from diffusion.config import config, from_json, switch, to_json
-from diffusion.schedules import cosine_alpha_bar
+from diffusion.schedules import cosine_alpha_bar, edm
 
 CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem != "__init__")
 TINY_UNET = {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()}
@@ -202,3 +202,14 @@ def test_self_conditioned_runs_train_and_sample_with_every_sampler():
     for sampler in (sampling.ancestral(), sampling.heun()):  # the laws drive every sampler; these are the two kinds
         images = sampling.generate(run.with_params(noisy(params)), num_samples=8, num_steps=3, sampler=sampler)
         assert np.isfinite(images).all()
+
+
+def test_a_grid_beyond_the_trained_levels_is_warned_of_with_both_ranges(recwarn):
+    blocks = {"schedule": {"name": "edm"}, "parameterization": {"name": "edm"}}
+    run = build.build(tiny(**blocks, grid={"name": "strided", "num_steps": 2}))
+    run = run.with_params(run.network.init(jax.random.key(0)))
+    sampling.generate(run, num_samples=8)
+    assert not recwarn
+    steps = sampling.karras(edm(500.0), 2, sigma_min=0.1, sigma_max=300.0)
+    with pytest.warns(UserWarning, match=r"from 0.1 to 300, but the model was trained from 9.\d+e-06 to 80"):
+        sampling.generate(run, num_samples=8, steps=steps)

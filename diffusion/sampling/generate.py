@@ -37,6 +37,9 @@ class Model(Protocol):
     def check_cond(self, cond: Cond) -> None:
         """ValueError for conditioning that the model does not take."""
 
+    def check_steps(self, steps: Step) -> None:
+        """A warning for levels that the model was not trained on."""
+
     def grid(self, num_steps: int | None = None, sampler: Sampler | None = None) -> Step:
         """The model's sampling grid, with another number of steps, for another sampler, if they are given."""
 
@@ -77,8 +80,10 @@ def generate(
     for name, rows in cond.items():
         if len(rows) != num_samples:
             raise ValueError(f"cond[{name!r}] has {len(rows)} rows, expected one for each of {num_samples} samples.")
+    sampler.check(steps)
     if isinstance(model, Model):
         model.check_cond(cond)
+        model.check_steps(steps)
 
     mesh = devices.data_mesh()
     size = -(-min(batch_size, num_samples) // mesh.size) * mesh.size
