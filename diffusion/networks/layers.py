@@ -103,7 +103,11 @@ class Dense(nn.Module):
 
 
 class LevelEmbedding(nn.Module):
-    """The noise level (and the class label, if there are classes) as one vector of the given width."""
+    """The noise level (and the class label, if there are classes) as one vector of the given width.
+
+    If cond has an "augment_label", a linear map of it is added to the sinusoidal embedding (Karras et al. 2022,
+    arXiv:2206.00364, appendix F.2): a label of zero adds nothing.
+    """
 
     base: int
     width: int
@@ -112,7 +116,11 @@ class LevelEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, noise_cond: Array, cond: Any) -> Array:
-        emb = Dense(self.width, self.dtype)(sinusoidal_embedding(noise_cond, self.base))
+        emb = sinusoidal_embedding(noise_cond, self.base)
+        if "augment_label" in cond:
+            told = nn.Dense(self.base, False, self.dtype, kernel_init=fan_avg_uniform, name="augment")
+            emb += told(cond["augment_label"])
+        emb = Dense(self.width, self.dtype)(emb)
         emb = Dense(self.width, self.dtype)(nn.swish(emb))
         if self.num_classes:
             emb += nn.Embed(self.num_classes, self.width, dtype=self.dtype)(cond["label"])

@@ -77,6 +77,18 @@ class TestEveryNetwork:
         for t, change in [(900, {}), (10, {"label": jnp.array([2])}), (10, {"x_0_hat": jnp.ones_like(x)})]:
             assert jnp.abs(network.apply(params, x, t, cond=cond | change) - base).max() > 1e-3
 
+    def test_the_augmentation_label_is_heard_through_nine_weights_a_channel_and_a_label_of_zero_is_not(self, name):
+        told, plain = (small(name, channels=8, augment_label=label) for label in (True, False))
+        assert size(told) - size(plain) == 9 * 8
+        params, x = noisy_params(told), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+        out = told.apply(params, x, 10, cond={"augment_label": jnp.zeros((2, 9))})
+        for i in range(9):
+            changed = told.apply(params, x, 10, cond={"augment_label": jnp.eye(9)[jnp.array([i, i])]})
+            assert jnp.abs(changed - out).max() > 1e-3
+        del params["LevelEmbedding_0"]["augment"]  # the other parameters have the names that they have without it
+        assert jax.tree.structure(params) == jax.tree.structure(plain.init(jax.random.key(0)))
+        np.testing.assert_allclose(plain.apply(params, x, 10, cond={}), out, rtol=1e-6, atol=1e-6)
+
     def test_a_missing_input_is_named(self, name):
         network = small(name, class_conditional=True, num_classes=3)
         with pytest.raises(ValueError, match="conditioned on 'label', but cond has \\[\\]"):
