@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion import guidance, lookup, losses, schedules, workdir
+from diffusion import augment, guidance, lookup, losses, schedules, workdir
 from diffusion.config import from_json, make
 from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
+from diffusion.keys import stream
 from diffusion.levels import AdaptiveLevels, LevelSampler
 from diffusion.networks.network import Network
 from diffusion.parameterization import Parameterization
@@ -143,6 +144,7 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
     """
     config = config.copy_and_resolve_references()
     _check_training(config)
+    _check_augment(config.data)
     losses.check_norm(config.loss.norm)
     schedule = _schedule(config.schedule)
     param = _parameterization(config, schedule)
@@ -157,15 +159,19 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
     if facts is None:
         dataset = open_dataset(config, "train")
         facts = _facts(dataset)
+    augmented = _augmented(config.data, facts.shape)
     network = make(
         "network",
         config.network,
         shape=facts.shape,
         num_classes=len(facts.class_names),
         self_conditioning=config.loss.self_conditioning,
+        augment_label=augmented,
     )
 
     def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:
+        if augmented:
+            batch = _augment(batch, key, config.data.augment)
         return losses.denoising_loss(
             network.apply,
             params,
@@ -182,6 +188,8 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
         def bind(x_0_hat: Any) -> Any:
             def denoise(x: Any, level: Any) -> Any:
                 inputs = {**cond, "x_0_hat": jnp.clip(x_0_hat, -1, 1)} if config.loss.self_conditioning else cond
+                if augmented:  # what is generated is to look like an image that was left as it is
+                    inputs = {"augment_label": jnp.zeros((x.shape[0], augment.LABEL_WIDTH)), **inputs}
                 c_in = expand(param.coefs(level)[0], x)
                 return param.predict(network.apply(params, c_in * x, param.cond(level), cond=inputs), x, level)
 
@@ -217,6 +225,37 @@ def _threshold(config: ConfigDict) -> guidance.Transform:
     block = config.sampler
     options = {"name": block.threshold, "percentile": block.percentile}
     return lookup.make(guidance, guidance.Transform, options, block="sampler.threshold")
+
+
+def _check_augment(block: ConfigDict) -> None:
+    if block.augment is None:
+        return
+    if not 0 < block.augment <= 1:
+        raise ValueError(
+            f"data.augment is {block.augment}, expected the probability of each transform, above 0 and at most 1, "
+            "such as 0.12; leave it out for no augmentation."
+        )
+    if block.flip:
+        raise ValueError(
+            f"got data.flip=True together with data.augment={block.augment}, which mirrors half of the images by "
+            "itself and tells the network; write data.flip=False."
+        )
+
+
+def _augmented(block: ConfigDict, shape: tuple[int, ...]) -> bool:
+    """Whether training images are augmented; ValueError if the samples are no images."""
+    if block.augment is not None and len(shape) != 3:
+        raise ValueError(
+            f"data.augment is {block.augment}, which moves images (h, w, c), but a sample of data.name={block.name} "
+            f"has the shape {shape}; leave data.augment out."
+        )
+    return block.augment is not None
+
+
+def _augment(batch: Mapping[str, Any], key: jax.Array, p: float) -> dict[str, Any]:
+    """The batch with augmented images, and their labels for the network."""
+    image, label = augment.geometric(stream(key, "augment"), batch["image"], p)
+    return {**batch, "image": image, "augment_label": label}
 
 
 def open_dataset(config: ConfigDict, split: str) -> Dataset:

@@ -41,7 +41,7 @@ PLACES = {
     "parameterization": Place(parameterization, Parameterization, ("schedule",)),
     "levels": Place(levels, levels.LevelSampler, ("schedule",)),
     "weight": Place(weights, weights.Weight, ("schedule",)),
-    "network": Place(networks, Network, ("shape", "num_classes", "self_conditioning")),
+    "network": Place(networks, Network, ("shape", "num_classes", "self_conditioning", "augment_label")),
     "optimizer": Place(optim, optim.Optimizer),
     "sampler": Place(sampling, Sampler, ("schedule",)),
     "grid": Place(grids, Step, ("schedule",)),
@@ -50,7 +50,7 @@ PLACES = {
 
 DEFAULTS: dict[str, Any] = {
     "seed": 0,
-    "data": {"name": "digits", "flip": False},
+    "data": {"name": "digits", "flip": False, "augment": placeholder(float)},
     "schedule": {
         "name": "linear_beta",
         "log_snr_shift": placeholder(float),
@@ -78,7 +78,7 @@ DEFAULTS: dict[str, Any] = {
 """Plain DDPM; the two things without a default are the data set's own options and training.num_steps."""
 
 BESIDES_OPTIONS = {
-    "data": ("flip",),
+    "data": ("flip", "augment"),
     "schedule": ("log_snr_shift", "zero_terminal_snr"),
     "sampler": ("threshold", "percentile"),
 }

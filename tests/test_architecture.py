@@ -7,7 +7,7 @@ import pytest
 
 RANKS = [
     {"types", "keys", "lookup", "devices", "workdir", "provenance"},
-    {"paths"},
+    {"paths", "augment"},
     {"schedules", "gaussian", "networks", "data", "metrics"},
     {"parameterization", "levels", "guidance", "points", "sde"},
     {"weights", "images"},

@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion import build, sampling
+from diffusion import augment, build, sampling
 from diffusion.config import config, from_json, switch, to_json
+from diffusion.keys import stream
 from diffusion.schedules import cosine_alpha_bar, edm
 
 CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem != "__init__")
@@ -110,6 +111,13 @@ def test_unknown_keys_are_named_with_the_right_ones(blocks, words):
         ({"optimizer": {"name": "sgd"}}, "Known: adam, adamw"),
         ({"ema": {"decays": (2.0,)}}, "ema.decays has 2.0"),
         ({"data": {"name": "cifar100"}}, "Known: cifar10, digits, fashion_mnist, image_folder, mnist, tfds"),
+        ({"data": {"name": "digits", "augment": 0.0}}, "data.augment is 0.0, expected .* above 0 .* such as 0.12"),
+        ({"data": {"name": "digits", "augment": 12.0}}, "data.augment is 12.0, expected .* at most 1, such as 0.12"),
+        ({"data": {"name": "digits", "augment": 0.12, "flip": True}}, "data.flip=True .* write data.flip=False"),
+        (
+            {"data": {"name": "toy_2d", "augment": 0.12}, "network": {"name": "mlp"}},
+            r"data.augment is 0.12, which moves images .*toy_2d has the shape \(2,\); leave data.augment out",
+        ),
         ({"data": {"name": "image_folder"}}, "data.name=image_folder needs data.path"),
         ({"data": {"name": "image_folder", "path": "/nowhere"}}, "/nowhere"),
         ({"network": {"name": "unet", "channel_mults": (1, 1, 1, 1, 1)}}, "images of 8x8 do not fit 5 levels"),
@@ -213,3 +221,37 @@ def test_a_grid_beyond_the_trained_levels_is_warned_of_with_both_ranges(recwarn)
     steps = sampling.karras(edm(500.0), 2, sigma_min=0.1, sigma_max=300.0)
     with pytest.warns(UserWarning, match=r"from 0.1 to 300, but the model was trained from 9.\d+e-06 to 80"):
         sampling.generate(run, num_samples=8, steps=steps)
+
+
+AUGMENTED = {"name": "digits", "augment": 0.5}
+
+
+@pytest.mark.parametrize("self_conditioning", [False, True])
+def test_augmented_runs_train_on_moved_images_and_draw_as_if_none_had_moved(self_conditioning):
+    run = build.build(tiny(data=AUGMENTED, loss={"norm": "l2", "self_conditioning": self_conditioning}))
+    params = noisy(run.new_state(jax.random.key(0)).params)
+    (loss, _), grads = jax.jit(jax.value_and_grad(run.loss, has_aux=True))(params, run.batches()[0], jax.random.key(1))
+    assert np.isfinite(loss)
+    assert np.abs(grads["LevelEmbedding_0"]["augment"]["kernel"]).max() > 1e-3, "the label is heard"
+    images = sampling.generate(run.with_params(params), num_samples=2, num_steps=3)
+    del params["LevelEmbedding_0"]["augment"]
+    plain = build.build(tiny(loss={"norm": "l2", "self_conditioning": self_conditioning}))
+    np.testing.assert_allclose(
+        sampling.generate(plain.with_params(params), num_samples=2, num_steps=3), images, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_augmentation_changes_the_images_of_the_loss_and_none_of_its_other_random_numbers():
+    """A new network says zero, so that the loss is the mean square of x_0, or of the noise."""
+    plain, key = build.build(tiny()), jax.random.key(1)
+    batch = plain.batches()[0]
+    params = plain.new_state(key).params
+
+    def loss(name):
+        run = build.build(tiny(data=AUGMENTED, parameterization={"name": name}))
+        return run.loss(run.new_state(key).params, batch, key)
+
+    jax.tree.map(np.testing.assert_array_equal, loss("eps"), plain.loss(params, batch, key))
+    moved, _ = augment.geometric(stream(key, "augment"), batch["image"], 0.5)
+    assert np.abs(moved - batch["image"]).max() > 0.1
+    assert loss("x_0")[0] == pytest.approx(np.square(np.asarray(moved, np.float64)).mean(), rel=1e-5)

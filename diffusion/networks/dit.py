@@ -27,6 +27,7 @@ def dit(
     dtype: str = "float32",
     num_classes: int = 0,
     self_conditioning: bool = False,
+    augment_label: bool = False,
 ) -> Network:
     """DiT with adaLN-Zero blocks; the defaults are DiT-S/2 (Peebles & Xie 2022, table 1).
 
@@ -43,6 +44,7 @@ def dit(
                     of attention and the output stay float32.
     num_classes, self_conditioning:  facts of the data set and of the loss. Self-conditioning reads
                     cond["x_0_hat"], of x's shape, as further input channels.
+    augment_label:  a fact of the data: reads cond["augment_label"] (float [batch, 9], see `augment.geometric`).
 
     The output has the input's channels: no variance is learned, the paper's second half of the output is absent. The
     level's and the class's embeddings are `layers.LevelEmbedding`, whose initial scale is that of the other networks.
@@ -52,7 +54,7 @@ def dit(
     _check_shape(shape, patch_size)
     _check_widths(channels, num_blocks, num_heads, mlp_ratio)
     check_dropout(dropout)
-    example = conditioning(shape, class_conditional, num_classes, self_conditioning)
+    example = conditioning(shape, class_conditional, num_classes, self_conditioning, augment_label)
     module = DiT(
         patch_size=patch_size,
         channels=channels,

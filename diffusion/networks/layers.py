@@ -117,6 +117,8 @@ class LevelEmbedding(nn.Module):
     """The noise level (and the class label, if there are classes) as one vector of the given width.
 
     base: width of the sinusoidal embedding; fourier_scale: Fourier features of twice that width instead.
+    If cond has an "augment_label", a linear map of it is added to the sinusoidal embedding (Karras et al. 2022,
+    arXiv:2206.00364, appendix F.2): a label of zero adds nothing.
     """
 
     base: int
@@ -131,6 +133,9 @@ class LevelEmbedding(nn.Module):
             features = sinusoidal_embedding(noise_cond, self.base)
         else:
             features = fourier_features(noise_cond, 2 * self.base, self.fourier_scale)
+        if "augment_label" in cond:
+            told = nn.Dense(features.shape[-1], False, self.dtype, kernel_init=fan_avg_uniform, name="augment")
+            features += told(cond["augment_label"])
         emb = Dense(self.width, self.dtype)(features)
         emb = Dense(self.width, self.dtype)(nn.swish(emb))
         if self.num_classes:

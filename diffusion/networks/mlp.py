@@ -19,6 +19,7 @@ def mlp(
     class_conditional: bool = False,
     num_classes: int = 0,
     self_conditioning: bool = False,
+    augment_label: bool = False,
 ) -> Network:
     """A residual MLP over flattened samples of any shape, told the level in every block.
 
@@ -27,7 +28,7 @@ def mlp(
     if channels < 2 or num_blocks < 1:
         raise ValueError(f"got channels={channels}, num_blocks={num_blocks}; expected at least 2 and 1.")
     check_dropout(dropout)
-    example = conditioning(shape, class_conditional, num_classes, self_conditioning)
+    example = conditioning(shape, class_conditional, num_classes, self_conditioning, augment_label)
     return from_linen(MLP(channels, num_blocks, dropout, num_classes if class_conditional else 0), shape, example)
 
 

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffusion.augment import LABEL_WIDTH
 from diffusion.types import Cond, Params
 
 
@@ -18,8 +19,8 @@ class Network:
     init(key) -> params, float32.
     apply(params, x, noise_cond, *, cond, key=None) -> output of x's shape, float32.
         x [batch, ...]; noise_cond [] or [batch]: what the parameterization says of the level;
-        cond: further inputs, one row a sample ("label" int [batch], "x_0_hat" of x's shape): each network
-        says which ones it reads. key: randomness for dropout; None means none (evaluation).
+        cond: further inputs, one row a sample ("label" int [batch], "x_0_hat" of x's shape, "augment_label" float
+        [batch, 9]): each network says which ones it reads. key: randomness for dropout; None means none (evaluation).
     """
 
     init: Callable[[jax.Array], Params]
@@ -27,14 +28,15 @@ class Network:
 
 
 def conditioning(
-    shape: tuple[int, ...], class_conditional: bool, num_classes: int, self_conditioning: bool
+    shape: tuple[int, ...], class_conditional: bool, num_classes: int, self_conditioning: bool, augment_label: bool
 ) -> dict[str, jax.Array]:
     """One example row of each cond entry that a network with these options reads."""
     if class_conditional and num_classes < 1:
         raise ValueError("class_conditional=True needs a data set with labels; this one has none.")
     labels = {"label": jnp.zeros(1, jnp.int32)} if class_conditional else {}
     estimate = {"x_0_hat": jnp.zeros((1, *shape))} if self_conditioning else {}
-    return labels | estimate
+    augmentation = {"augment_label": jnp.zeros((1, LABEL_WIDTH))} if augment_label else {}
+    return labels | estimate | augmentation
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -33,6 +33,7 @@ def unet(
     dtype: str = "float32",
     num_classes: int = 0,
     self_conditioning: bool = False,
+    augment_label: bool = False,
 ) -> Network:
     """DDPM's U-Net; with the defaults on (32, 32, 3), the CIFAR-10 network of 35,746,307 parameters.
 
@@ -57,9 +58,10 @@ def unet(
     dtype:          of the computation; parameters, normalisation statistics and the output stay float32.
     num_classes, self_conditioning:  facts of the data set and of the loss. Self-conditioning reads
                     cond["x_0_hat"], of x's shape, as further input channels.
+    augment_label:  a fact of the data: reads cond["augment_label"] (float [batch, 9], see `augment.geometric`).
     """
     _check(shape, channels, channel_mults, num_blocks, dropout)
-    example = conditioning(shape, class_conditional, num_classes, self_conditioning)
+    example = conditioning(shape, class_conditional, num_classes, self_conditioning, augment_label)
     style = Style(
         dtype=jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16"))),
         dropout=dropout,

@@ -58,6 +58,11 @@ def test_the_cifar10_unet_has_ddpms_number_of_parameters():
     assert size(unet((32, 32, 3))) == 35_746_307
 
 
+def test_edms_unet_has_the_number_of_parameters_that_its_code_prints():
+    """Karras et al. 2022, DDPM++ on CIFAR-10 with the augmentation's label."""
+    assert size(unet((32, 32, 3), channel_mults=(2, 2, 2), augment_label=True, **DDPM_PLUS_PLUS)) == 55_733_891
+
+
 @pytest.mark.parametrize(
     ("channels", "published"), [(64, 30e6), (96, 68e6), (128, 120e6), (192, 270e6)], ids=lambda n: f"{n:.0f}"
 )
@@ -173,6 +178,19 @@ class TestEveryNetwork:
         base = network.apply(params, x, 10, cond=cond)
         for t, change in [(900, {}), (10, {"label": jnp.array([2])}), (10, {"x_0_hat": jnp.ones_like(x)})]:
             assert jnp.abs(network.apply(params, x, t, cond=cond | change) - base).max() > 1e-3
+
+    def test_the_augmentation_label_is_heard_through_nine_weights_a_channel_and_a_label_of_zero_is_not(self, name):
+        told, plain = (small(name, channels=8, augment_label=label) for label in (True, False))
+        params, x = noisy_params(told), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+        out = told.apply(params, x, 10, cond={"augment_label": jnp.zeros((2, 9))})
+        for i in range(9):
+            changed = told.apply(params, x, 10, cond={"augment_label": jnp.eye(9)[jnp.array([i, i])]})
+            assert jnp.abs(changed - out).max() > 1e-3
+        level = params["level" if "level" in params else "LevelEmbedding_0"]
+        assert size(told) - size(plain) == 9 * level["Dense_0"]["Dense_0"]["kernel"].shape[0]
+        del level["augment"]  # the other parameters have the names that they have without it
+        assert jax.tree.structure(params) == jax.tree.structure(plain.init(jax.random.key(0)))
+        np.testing.assert_allclose(plain.apply(params, x, 10, cond={}), out, rtol=1e-6, atol=1e-6)
 
     def test_a_missing_input_is_named(self, name):
         network = small(name, class_conditional=True, num_classes=3)
