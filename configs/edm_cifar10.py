@@ -5,7 +5,8 @@
 Their DDPM++ of 55,733,891 parameters, preconditioned with sigma_data = 0.5; ln sigma normal (-1.2, 1.2); augmentation
 with probability 0.12, whose label the network sees (it flips, so data.flip stays off); Adam 1e-3 over a ramp of 10
 million images, batch 512, 200 million images; EMA with a half-life of 500,000 images, warmed up; Heun's method, 18
-steps, 35 evaluations. Published: FID 1.97. Not trained here.
+steps, 35 evaluations. Their loss is the sum over an image's 3072 values, ours the mean: Adam's eps is less by as much.
+Published: FID 1.97. Not trained here.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +25,7 @@ def get_config() -> ConfigDict:
         parameterization={"name": "edm", "sigma_data": 0.5},
         levels={"name": "log_normal", "mean": -1.2, "std": 1.2},
         network={**DDPM_PLUS_PLUS, "channel_mults": (2, 2, 2), "dropout": 0.13},
-        optimizer={"name": "adam", "learning_rate": 1e-3, "warmup_steps": 10_000_000 // BATCH},
+        optimizer={"name": "adam", "learning_rate": 1e-3, "eps": 1e-8 / 3072, "warmup_steps": 10_000_000 // BATCH},
         ema={"decays": (0.5 ** (BATCH / 500_000),), "warmup": True},
         training={
             "num_steps": 200_000_000 // BATCH,

@@ -138,9 +138,8 @@ def loss_second_moment(
 
     def draw(memory: SecondMoments, key: jax.Array, batch_size: int) -> Draw:
         root = jnp.sqrt(jnp.square(memory.losses).mean(1))
-        learned = (1 - uniform_share) * root / jnp.maximum(
-            root.sum(), jnp.finfo(root.dtype).tiny
-        ) + uniform_share / bins
+        root += jnp.finfo(root.dtype).tiny  # should every loss be 0
+        learned = (1 - uniform_share) * root / root.sum() + uniform_share / bins
         p = jnp.where((memory.count >= history).all(), learned, 1 / bins)
         of_bin, within = jax.random.split(key)
         place = jax.random.categorical(of_bin, jnp.log(p), shape=(batch_size,))

@@ -80,7 +80,7 @@ def denoising_loss(
     error = NORMS[norm](network(cond) - param.target(x_0, eps, level))
     per_sample = weight(level, param) * error.reshape(error.shape[0], -1).mean(1)
     loss = (importance * per_sample).mean()
-    metrics = {"loss": loss, **_by_level(per_sample, level)}
+    metrics = {"loss": loss, **_by_level(per_sample, level, importance)}
     if isinstance(levels, AdaptiveLevels):
         metrics["memory"] = levels.update(
             levels.init() if memory is None else memory, place, jax.lax.stop_gradient(per_sample)
@@ -88,6 +88,9 @@ def denoising_loss(
     return loss, metrics
 
 
-def _by_level(per_sample: Float[Array, " batch"], level: NoiseLevel) -> Metrics:
+def _by_level(per_sample: Float[Array, " batch"], level: NoiseLevel, importance: Any) -> Metrics:
     members = jax.nn.one_hot(jnp.digitize(level.log_snr, np.array(LOG_SNR_BINS)), len(LOG_SNR_BINS) + 1, axis=0)
+    members *= jnp.broadcast_to(
+        importance, (1, len(per_sample))
+    )  # so that a level counts as often as it would without the preference
     return {"bin_loss": members @ jax.lax.stop_gradient(per_sample), "bin_count": members.sum(1)}

@@ -45,6 +45,25 @@ def test_every_config_builds_and_takes_one_step_at_tiny_size(name):
     assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("ddpm_cifar10", 35_746_307),  # the paper's 35.7 million
+        ("edm_cifar10", 55_733_891),  # as its code prints
+        ("vp_cifar10", 61_804_419),
+        ("subvp_cifar10", 61_804_419),
+        ("ve_cifar10", 62_758_787),
+        ("flow_cifar10", 35_746_307),
+    ],
+)
+def test_every_cifar10_recipe_has_the_network_that_its_docstring_says(name, published):
+    module = importlib.import_module(f"configs.{name}")
+    run = build.build(module.get_config(), build.Facts((32, 32, 3), 256, tuple("abcdefghij")))
+    shapes = jax.eval_shape(run.network.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == published
+    assert name in ("subvp_cifar10", "flow_cifar10") or f"{published:,}" in module.__doc__
+
+
 def test_the_cifar10_recipe_is_the_published_one():
     """Ho et al. 2020, appendix B, and its code."""
     full = importlib.import_module("configs.ddpm_cifar10").get_config()

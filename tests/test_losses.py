@@ -61,6 +61,19 @@ def test_bins_add_up_to_the_loss_and_hold_the_right_samples():
     np.testing.assert_array_equal(metrics["bin_count"], np.histogram(level.log_snr, edges)[0])
 
 
+def test_bins_undo_the_preference_of_adaptive_levels():
+    """Every bin counts as many samples, and as much loss, as with uniform levels."""
+    sampler = levels.loss_second_moment(SCHEDULE, history=1)
+    t, n = np.arange(SCHEDULE.num_steps), 4096
+    memory = sampler.update(sampler.init(), t, (1.0 + t / 100).astype(np.float32))
+    batch = {"image": jnp.zeros((n, 1))}
+    loss, metrics = denoising_loss(zero, None, batch, KEY, **OPTIONS | {"levels": sampler}, memory=memory)
+    assert metrics["bin_loss"].sum() / n == pytest.approx(float(loss), rel=1e-5)
+    edges = np.array([-np.inf, *LOG_SNR_BINS, np.inf])
+    uniform = np.histogram(SCHEDULE.level(t + 1).log_snr, edges)[0] / SCHEDULE.num_steps
+    np.testing.assert_allclose(metrics["bin_count"] / n, uniform, atol=10 / np.sqrt(n) * np.sqrt(uniform.max()))
+
+
 def test_cond_is_what_else_the_batch_holds():
     seen = []
 

@@ -32,7 +32,7 @@ class Style:
 
     def heads(self, channels: int) -> int:
         """The number of attention heads at this width."""
-        return channels // self.head_channels if self.head_channels else self.num_heads
+        return self.num_heads if self.head_channels is None else channels // self.head_channels
 
 
 class Block(nn.Module):

@@ -31,11 +31,12 @@ def sinusoidal_embedding(t: Float[Array, " batch"], width: int) -> Float[Array, 
 def fourier_features(noise_cond: Float[Array, " batch"], width: int, scale: float) -> Float[Array, "batch width"]:
     """[sin(2 pi c f_i), cos(2 pi c f_i)], the f_i spread as N(0, scale^2) (Tancik et al. 2020, arXiv:2006.10739).
 
-    NCSN++ draws its frequencies (Song et al. 2020, appendix H: scale 16, c = ln sigma); here they are the quantiles of
-    the same distribution, so that nothing random has to be stored. For c of order 1.
+    NCSN++ draws its frequencies (Song et al. 2020, appendix H: scale 16, c = ln sigma); here they are quantiles of the
+    same distribution, so that nothing random has to be stored, and positive, as -f would repeat the features of f.
+    For c of order 1.
     """
     places = (jnp.arange(width // 2) + 0.5) / (width // 2)
-    angles = 2 * jnp.pi * noise_cond[:, None] * (scale * jax.scipy.special.ndtri(places))[None, :]
+    angles = 2 * jnp.pi * noise_cond[:, None] * (scale * jax.scipy.special.ndtri((1 + places) / 2))[None, :]
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
@@ -87,6 +88,7 @@ class Conv(nn.Module):
     stride: int = 1
     groups: int = 1
     zero: bool = False
+    padding: str = "SAME"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -94,6 +96,7 @@ class Conv(nn.Module):
             self.channels,
             (self.size, self.size),
             self.stride,
+            self.padding,
             feature_group_count=self.groups,
             dtype=self.dtype,
             kernel_init=zeros if self.zero else fan_avg_uniform,

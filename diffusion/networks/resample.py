@@ -27,9 +27,9 @@ def up(x: Float[Array, "b h w c"], taps: Taps) -> Float[Array, "b 2*h 2*w c"]:
     return _filtered(x, 2 * _normalised(taps), (len(taps) // 2, len(taps) // 2 - 1))
 
 
-def blur(x: Float[Array, "b h w c"], taps: Taps) -> Float[Array, "b h w c"]:
-    """Filtered, at half a pixel towards the origin: where a 3x3 convolution of stride 2 will look."""
-    return _filtered(x, _normalised(taps), (len(taps) // 2, len(taps) // 2 - 1))
+def blur(x: Float[Array, "b h w c"], taps: Taps) -> Float[Array, "b h+1 w+1 c"]:
+    """Filtered, between the pixels and at both edges: what a 3x3 convolution of stride 2 without padding halves."""
+    return _filtered(x, _normalised(taps), (len(taps) // 2, len(taps) // 2))
 
 
 def check_taps(taps: Taps) -> Taps:

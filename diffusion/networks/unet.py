@@ -10,6 +10,7 @@ from diffusion.networks.blocks import Block, SelfAttention, Style
 from diffusion.networks.layers import Conv, GroupNorm, LevelEmbedding
 from diffusion.networks.network import Network, check_dropout, conditioning, from_linen, near_sizes, one_of
 from diffusion.networks.resample import blur, check_taps
+from diffusion.types import check_positive
 
 
 def unet(
@@ -21,7 +22,7 @@ def unet(
     dropout: float = 0.1,
     block: str = "resnet",
     scale_shift: bool = False,
-    num_heads: int = 1,
+    num_heads: int | None = None,
     head_channels: int | None = None,
     resample: str = "conv",
     resample_filter: tuple[float, ...] = (1.0, 1.0),
@@ -44,15 +45,17 @@ def unet(
     block:          "resnet" (DDPM) or "separable": depthwise-separable convolutions as in MobileNet (Howard et
                     al. 2017, arXiv:1704.04861), with a fraction of the parameters.
     scale_shift:    the level embedding scales and shifts each block's second norm (iDDPM, Nichol & Dhariwal 2021).
-    num_heads:      of the attention (DDPM 1, iDDPM 4). head_channels: the width of a head instead (ADM 64, Dhariwal &
-                    Nichol 2021, arXiv:2105.05233), so that wider levels have more heads.
+    num_heads:      of the attention (DDPM 1, the default; iDDPM 4). head_channels: the width of a head instead (ADM 64,
+                    Dhariwal & Nichol 2021, arXiv:2105.05233), so that wider levels have more heads.
     resample:       between levels: "conv", a convolution of stride 2 or after repeating pixels (DDPM); "block", a
                     residual block that halves or doubles (ADM); "projected_block", the same with a 1x1 convolution on
                     its skip (NCSN++ and DDPM++, Song et al. 2020, arXiv:2011.13456, appendix H).
     resample_filter:  taps of those blocks' filter, (1, 3, 3, 1) in NCSN++; (1, 1) averages and repeats.
     skip_rescale:   x + h is divided by sqrt(2) (NCSN++, DDPM++).
     up_attention:   on the way up, attention after "every" block (DDPM) or after each level's "last" (NCSN++, DDPM++).
-    fourier_scale:  the level as Fourier features of this scale (NCSN++: 16) instead of DDPM's sinusoids.
+    fourier_scale:  the level as Fourier features of this scale instead of DDPM's sinusoids. For the schedules that tell
+                    a network ln(sigma) / 4 (edm, ve_geometric, ve_ladder), where 64 is NCSN++'s 16; the others tell
+                    numbers up to 1000.
     progressive_input:  the image itself, halved by blurred convolutions, joins each level (NCSN++'s "residual").
     class_conditional:  reads cond["label"] (int [batch] in 0..num_classes-1) and adds its embedding.
     dtype:          of the computation; parameters, normalisation statistics and the output stay float32.
@@ -61,6 +64,12 @@ def unet(
     augment_label:  a fact of the data: reads cond["augment_label"] (float [batch, 9], see `augment.geometric`).
     """
     _check(shape, channels, channel_mults, num_blocks, dropout)
+    _check_resampling(resample, resample_filter, progressive_input, len(channel_mults))
+    sides = [max(shape[:2]) >> i for i in range(len(channel_mults))]
+    attended = [m for m, side in zip(channel_mults, sides, strict=True) if side in attention_resolutions]
+    _check_heads(num_heads, head_channels, [channels * mult for mult in (*attended, channel_mults[-1])])
+    if fourier_scale is not None:
+        check_positive("fourier_scale", fourier_scale)
     example = conditioning(shape, class_conditional, num_classes, self_conditioning, augment_label)
     style = Style(
         dtype=jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16"))),
@@ -68,19 +77,18 @@ def unet(
         separable=one_of("block", block, ("resnet", "separable")) == "separable",
         scale_shift=scale_shift,
         skip_rescale=skip_rescale,
-        num_heads=num_heads,
+        num_heads=1 if num_heads is None else num_heads,
         head_channels=head_channels,
-        resample_filter=check_taps(resample_filter),
+        resample_filter=tuple(resample_filter),
         project_resampled=resample == "projected_block",
     )
-    _check_heads(style, channels, channel_mults)
     module = UNet(
         style=style,
         channels=channels,
         channel_mults=tuple(channel_mults),
         num_blocks=num_blocks,
         attention_resolutions=tuple(attention_resolutions),
-        blocks_resample=one_of("resample", resample, ("conv", "block", "projected_block")) != "conv",
+        blocks_resample=resample != "conv",
         attend_once=one_of("up_attention", up_attention, ("every", "last")) == "last",
         fourier_scale=fourier_scale,
         progressive_input=progressive_input,
@@ -111,14 +119,28 @@ def _check(
         )
 
 
-def _check_heads(style: Style, channels: int, channel_mults: tuple[int, ...]) -> None:
-    for width in (channels * mult for mult in channel_mults):
-        heads = style.heads(width)
-        if heads < 1 or width % heads or (style.head_channels and width % style.head_channels):
-            raise ValueError(
-                f"got num_heads={style.num_heads}, head_channels={style.head_channels}; expected heads that "
-                f"divide each level's width, of which one is {width}."
-            )
+def _check_heads(num_heads: int | None, head_channels: int | None, attended: list[int]) -> None:
+    """attended: the widths of the levels with attention."""
+    if num_heads is not None and head_channels is not None:
+        raise ValueError(f"got num_heads={num_heads} and head_channels={head_channels}; give one of them.")
+    divisor = head_channels if head_channels is not None else 1 if num_heads is None else num_heads
+    wrong = [width for width in attended if divisor < 1 or width % divisor]
+    if wrong:
+        raise ValueError(
+            f"got num_heads={num_heads}, head_channels={head_channels}; expected heads that divide the width of each "
+            f"level with attention, of which one is {wrong[0]}."
+        )
+
+
+def _check_resampling(resample: str, taps: tuple[float, ...], progressive_input: bool, num_levels: int) -> None:
+    one_of("resample", resample, ("conv", "block", "projected_block"))
+    if check_taps(taps) != (1, 1) and resample == "conv" and not progressive_input:
+        raise ValueError(
+            f"got resample_filter={taps} with resample='conv', which has no filter. Use resample=block, or "
+            "projected_block."
+        )
+    if progressive_input and num_levels < 2:
+        raise ValueError("progressive_input=True needs at least two levels; give more channel_mults.")
 
 
 class UNet(nn.Module):
@@ -158,7 +180,8 @@ class UNet(nn.Module):
             if i < last:
                 x = self._halved(x, emb, train)
                 if self.progressive_input:
-                    pyramid = Conv(x.shape[-1], dtype, stride=2)(blur(pyramid, style.resample_filter))
+                    blurred = blur(pyramid, style.resample_filter)
+                    pyramid = Conv(x.shape[-1], dtype, stride=2, padding="VALID")(blurred)
                     x = pyramid = style.joined(pyramid, x)
                 skips.append(x)
 

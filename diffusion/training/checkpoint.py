@@ -53,10 +53,15 @@ class Checkpoints:
     def restore(self, target: TrainState) -> TrainState:
         """The newest state, laid out on the devices as `target` says (shapes with shardings).
 
-        The number of devices may differ from the one that saved.
+        The number of devices may differ from the one that saved. Fields that are None in the target are not looked
+        for, so that a state from before they existed is restored too.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        return self._manager.restore(self._manager.latest_step(), args=args)["state"]
+        item = {name: value for name, value in target._asdict().items() if value is not None}
+        args = ocp.args.PyTreeRestore(
+            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+        )
+        with ocp.PyTreeCheckpointer() as reader:
+            return TrainState(**reader.restore(self.folder / str(self.latest_step()) / "state", args=args))
 
 
 def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | None = None) -> tuple[Params, int]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.networks.layers import fourier_features
+from diffusion.networks.layers import Conv, fourier_features
 from diffusion.networks.resample import blur, down, up
 
 TAPS = [(1.0, 1.0), (1.0, 3.0, 3.0, 1.0)]
@@ -45,8 +45,20 @@ def test_the_long_filter_doubles_linearly():
 
 
 @pytest.mark.parametrize("taps", TAPS)
-def test_a_blurred_image_is_half_a_pixel_off(taps):
-    np.testing.assert_allclose(inside(blur(ramp(8, 6), taps)), inside(ramp(8, 6) - 0.5), atol=1e-5)
+def test_a_blurred_image_lies_half_a_pixel_off_on_both_sides(taps):
+    blurred = blur(ramp(8, 6), taps)
+    assert blurred.shape == (1, 9, 7, 2)
+    np.testing.assert_allclose(inside(blurred), inside(ramp(9, 7) - 0.5), atol=1e-5)
+
+
+def test_the_pyramid_treats_mirrored_images_alike():
+    """Blurred, and convolved with stride 2 by a symmetric kernel: edges included."""
+    x = jax.random.normal(jax.random.key(0), (1, 8, 6, 3))
+    layer = Conv(4, jnp.float32, stride=2, padding="VALID")
+    params = jax.tree.map(lambda k: k + jnp.flip(k, (0, 1)) if k.ndim == 4 else k, layer.init(jax.random.key(1), x))
+    half = lambda x: layer.apply(params, blur(x, (1.0, 3.0, 3.0, 1.0)))
+    assert half(x).shape == (1, 4, 3, 4)
+    np.testing.assert_allclose(half(x[:, ::-1, ::-1]), half(x)[:, ::-1, ::-1], atol=1e-5)
 
 
 def test_fourier_features_have_the_gaussian_kernel():
@@ -55,3 +67,8 @@ def test_fourier_features_have_the_gaussian_kernel():
     features = fourier_features(jnp.append(d, 0.0) + 0.7, 4096, scale=1.0)
     kernel = features[:-1] @ features[-1] / 2048
     np.testing.assert_allclose(kernel, np.exp(-((2 * np.pi * np.asarray(d)) ** 2) / 2), atol=2e-3)
+
+
+def test_no_fourier_feature_repeats_another():
+    features = fourier_features(jnp.linspace(-16, 16, 500), 64, scale=4.0)
+    assert np.linalg.matrix_rank(np.asarray(features, np.float64), tol=1e-3) == 64

@@ -1,9 +1,11 @@
 import json
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from diffusion import devices
@@ -140,6 +142,15 @@ class TestCheckpoints:
                 jax.tree.map(np.testing.assert_array_equal, restored, saved)
                 assert restored.params["w"].sharding.device_set == set(mesh.devices.flat)
         assert json.loads((tmp_path / "c/7/about/metadata").read_text()) == {"commit": "abc"}
+
+    def test_a_state_from_before_it_had_a_memory_is_restored(self, tmp_path):
+        current = state.create(new, jax.random.key(0), devices.data_mesh())
+        older = namedtuple("TrainState", ["step", "params", "opt_state", "ema"])
+        ocp.PyTreeCheckpointer().save(tmp_path / "7" / "state", older(*current[:4]))
+        with Checkpoints(tmp_path) as checkpoints:
+            restored = checkpoints.restore(state.abstract(new, devices.data_mesh()))
+        jax.tree.map(np.testing.assert_array_equal, restored, current)
+        assert type(restored) is type(current)
 
     def test_the_newest_are_kept_and_params_load_alone(self, tmp_path):
         current = new(jax.random.key(0))
