@@ -90,7 +90,5 @@ def denoising_loss(
 
 def _by_level(per_sample: Float[Array, " batch"], level: NoiseLevel, importance: Any) -> Metrics:
     members = jax.nn.one_hot(jnp.digitize(level.log_snr, np.array(LOG_SNR_BINS)), len(LOG_SNR_BINS) + 1, axis=0)
-    members *= jnp.broadcast_to(
-        importance, (1, len(per_sample))
-    )  # so that a level counts as often as it would without the preference
+    members *= jnp.broadcast_to(importance, (1, len(per_sample)))  # a preferred level counts as a uniform one would
     return {"bin_loss": members @ jax.lax.stop_gradient(per_sample), "bin_count": members.sum(1)}

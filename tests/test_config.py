@@ -30,7 +30,12 @@ def noisy(params):
     return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+BIG = [name for name in CONFIGS if name.endswith("cifar10")]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in BIG else name for name in CONFIGS]
+)
 def test_every_config_builds_and_takes_one_step_at_tiny_size(name):
     full = importlib.import_module(f"configs.{name}").get_config()
     assert from_json(json.loads(json.dumps(to_json(full)))) == full

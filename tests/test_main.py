@@ -218,7 +218,7 @@ class TestSampling:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"sampler": {"name": "heunn"}}, "Known: ancestral, annealed_langevin, ddim"),
+            ({"sampler": {"name": "heunn"}}, "Known: adaptive_ode, ancestral, annealed_langevin, ddim"),
             ({"sampler": {"eta": 0.5}}, "sampler.eta is not an option of sampler.name=ancestral"),
             ({"num_steps": 26}, "got num_steps=26, expected 1..25"),
         ],

@@ -148,7 +148,10 @@ def test_heads_are_counted_or_as_wide_as_asked():
     assert Style(jnp.float32, head_channels=4).heads(24) == 6
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *VARIANTS])
+SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS]
+
+
+@pytest.mark.parametrize("name", [*NETWORKS, *SLOWLY])
 class TestEveryNetwork:
     def test_starts_at_zero_in_float32(self, name):
         network = small(name)
@@ -206,8 +209,7 @@ class TestEveryNetwork:
             small(name, class_conditional=True)
 
 
-@pytest.mark.parametrize("shape", [(8, 12, 1), (16, 4, 5)])
-@pytest.mark.parametrize("block", ["resnet", "separable"])
+@pytest.mark.parametrize(("shape", "block"), [((8, 12, 1), "resnet"), ((16, 4, 5), "separable")])
 def test_the_unet_takes_any_channels_and_shapes_that_its_levels_allow(shape, block):
     network = compiled(unet(shape, **SMALL["unet"] | {"channel_mults": (1, 2, 3), "block": block}))
     params, x = noisy_params(network), jax.random.normal(jax.random.key(1), (2, *shape))
@@ -239,7 +241,7 @@ def test_attention_stands_where_it_is_asked_for():
     assert attentions((8, 16)) == 1 + 2 + 4
 
 
-@pytest.mark.parametrize("name", ["unet", *VARIANTS])
+@pytest.mark.parametrize("name", ["unet", *SLOWLY])
 def test_bfloat16_computes_near_float32_and_returns_float32(name):
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
     full, half = small(name), small(name, dtype="bfloat16")
