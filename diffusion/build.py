@@ -21,7 +21,7 @@ from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
 from diffusion.keys import stream
 from diffusion.levels import AdaptiveLevels, LevelSampler
-from diffusion.networks.network import Network
+from diffusion.networks.network import Inputs, Network
 from diffusion.parameterization import Parameterization
 from diffusion.sampling import grids
 from diffusion.sampling.sampler import Sampler
@@ -164,9 +164,7 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
         "network",
         config.network,
         shape=facts.shape,
-        num_classes=len(facts.class_names),
-        self_conditioning=config.loss.self_conditioning,
-        augment_label=augmented,
+        inputs=Inputs(len(facts.class_names), config.loss.self_conditioning, augmented),
     )
 
     def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:

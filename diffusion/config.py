@@ -41,7 +41,7 @@ PLACES = {
     "parameterization": Place(parameterization, Parameterization, ("schedule",)),
     "levels": Place(levels, levels.LevelSampler, ("schedule",)),
     "weight": Place(weights, weights.Weight, ("schedule",)),
-    "network": Place(networks, Network, ("shape", "num_classes", "self_conditioning", "augment_label")),
+    "network": Place(networks, Network, ("shape", "inputs")),
     "optimizer": Place(optim, optim.Optimizer),
     "sampler": Place(sampling, Sampler, ("schedule",)),
     "grid": Place(grids, Step, ("schedule",)),

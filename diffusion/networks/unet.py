@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from diffusion.networks.blocks import Block, SelfAttention, Style
 from diffusion.networks.layers import Conv, GroupNorm, LevelEmbedding
-from diffusion.networks.network import Network, check_dropout, conditioning, from_linen, near_sizes, one_of
+from diffusion.networks.network import Inputs, Network, check_dropout, from_linen, near_sizes, one_of
 from diffusion.networks.resample import blur, check_taps
 
 
@@ -31,9 +31,7 @@ def unet(
     progressive_input: bool = False,
     class_conditional: bool = False,
     dtype: str = "float32",
-    num_classes: int = 0,
-    self_conditioning: bool = False,
-    augment_label: bool = False,
+    inputs: Inputs = Inputs(),
 ) -> Network:
     """DDPM's U-Net; with the defaults on (32, 32, 3), the CIFAR-10 network of 35,746,307 parameters.
 
@@ -54,14 +52,13 @@ def unet(
     up_attention:   on the way up, attention after "every" block (DDPM) or after each level's "last" (NCSN++, DDPM++).
     fourier_scale:  the level as Fourier features of this scale (NCSN++: 16) instead of DDPM's sinusoids.
     progressive_input:  the image itself, halved by blurred convolutions, joins each level (NCSN++'s "residual").
-    class_conditional:  reads cond["label"] (int [batch] in 0..num_classes-1) and adds its embedding.
+    class_conditional:  reads cond["label"] (int [batch]) and adds its embedding.
     dtype:          of the computation; parameters, normalisation statistics and the output stay float32.
-    num_classes, self_conditioning:  facts of the data set and of the loss. Self-conditioning reads
-                    cond["x_0_hat"], of x's shape, as further input channels.
-    augment_label:  a fact of the data: reads cond["augment_label"] (float [batch, 9], see `augment.geometric`).
+    inputs:         facts of the data set and of the training, see `network.Inputs`. An estimate joins x as further
+                    channels, labels and the augmentation's label join the level.
     """
     _check(shape, channels, channel_mults, num_blocks, dropout)
-    example = conditioning(shape, class_conditional, num_classes, self_conditioning, augment_label)
+    example = inputs.example(shape, class_conditional)
     style = Style(
         dtype=jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16"))),
         dropout=dropout,
@@ -84,7 +81,7 @@ def unet(
         attend_once=one_of("up_attention", up_attention, ("every", "last")) == "last",
         fourier_scale=fourier_scale,
         progressive_input=progressive_input,
-        num_classes=num_classes if class_conditional else 0,
+        num_labels=inputs.num_labels(class_conditional),
     )
     return from_linen(module, shape, example)
 
@@ -133,14 +130,14 @@ class UNet(nn.Module):
     attend_once: bool
     fourier_scale: float | None
     progressive_input: bool
-    num_classes: int
+    num_labels: int
 
     @nn.compact
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
         out_channels, style, dtype = x.shape[-1], self.style, self.style.dtype
         if "x_0_hat" in cond:
             x = jnp.concatenate([x, cond["x_0_hat"]], axis=-1)
-        embed = LevelEmbedding(self.channels, 4 * self.channels, self.num_classes, dtype, self.fourier_scale)
+        embed = LevelEmbedding(self.channels, 4 * self.channels, self.num_labels, dtype, self.fourier_scale)
         emb = nn.swish(embed(noise_cond, cond))
 
         def stage(x: Array, mult: int, attend: bool) -> Array:
