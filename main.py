@@ -16,11 +16,15 @@ from ml_collections import config_flags
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, such as configs/ddpm_digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: everything is written there.", required=True)
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "What to do.")
-_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 64, "mode=sample: how many.", lower_bound=1)
-_SAMPLER = flags.DEFINE_string("sampler", None, "mode=sample: another sampler than the run's own, such as ddim.")
-_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "mode=sample: sampling steps, fewer than the chain's.")
-_SEED = flags.DEFINE_integer("seed", 0, "mode=sample: sample i is the same picture for the same seed.", lower_bound=0)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "mode=sample: samples drawn at a time.", lower_bound=1)
+_SAMPLING = (
+    flags.DEFINE_integer("num_samples", 64, "mode=sample: how many.", lower_bound=1),
+    flags.DEFINE_string("sampler", None, "mode=sample: another sampler than the run's own, such as ddim."),
+    flags.DEFINE_integer("num_steps", None, "mode=sample: sampling steps, fewer than the chain's."),
+    flags.DEFINE_float("guidance_scale", None, "mode=sample: 1 is conditional, above 1 guided, 0 unconditional."),
+    flags.DEFINE_multi_integer("label", None, "mode=sample: the class to draw; given more than once, in turn."),
+    flags.DEFINE_integer("seed", 0, "mode=sample: sample i is the same picture for the same seed.", lower_bound=0),
+    flags.DEFINE_integer("batch_size", 256, "mode=sample: samples drawn at a time.", lower_bound=1),
+)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a pod or cluster into one job.")
 
 
@@ -48,7 +52,7 @@ def _train() -> int:
     from diffusion import commands
     from diffusion.config import switch
 
-    given = [flag.name for flag in (_NUM_SAMPLES, _SAMPLER, _NUM_STEPS, _SEED, _BATCH_SIZE) if flag.present]
+    given = [flag.name for flag in _SAMPLING if flag.present]
     if given:
         raise commands.Refused(f"--{given[0]} is for --mode=sample; a training's options are --config.BLOCK.KEY=VALUE.")
     if _CONFIG.value is None:
@@ -62,18 +66,15 @@ def _sample() -> int:
 
     if not _DISTRIBUTED.value:
         devices.one_per_core()
-    options: dict[str, dict[str, Any]] = {"sampler": {}, "grid": {}}
-    for key, value in _overrides().items():
+    options: dict[str, dict[str, Any]] = {"sampler": {}, "grid": {}, "guidance": {}}
+    values = {flag.name: flag.value for flag in _SAMPLING}
+    short = {"sampler.name": values.pop("sampler"), "guidance.scale": values.pop("guidance_scale")}
+    for key, value in (_overrides() | {k: v for k, v in short.items() if v is not None}).items():
         block, _, name = key.partition(".")
         if block not in options:
-            raise commands.Refused(
-                f"--config.{key} cannot change a trained run; in sampling, sampler.* and grid.* can."
-            )
+            raise commands.Refused(f"--config.{key} cannot change a trained run; sampler.*, grid.*, guidance.* can.")
         options[block][name] = value
-    if _SAMPLER.value is not None:
-        options["sampler"]["name"] = _SAMPLER.value
-    numbers = {"num_samples": _NUM_SAMPLES, "num_steps": _NUM_STEPS, "seed": _SEED, "batch_size": _BATCH_SIZE}
-    commands.sample(_WORKDIR.value, **{name: flag.value for name, flag in numbers.items()}, **options)
+    commands.sample(_WORKDIR.value, labels=values.pop("label"), **values, **options)
     return 0
 
 

@@ -6,12 +6,11 @@ run = build.load("runs/digits")        # after it: with the parameters of the ne
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -19,16 +18,17 @@ from diffusion import augment, guidance, lookup, losses, schedules, workdir
 from diffusion.config import from_json, make
 from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
+from diffusion.denoiser import network_denoiser
 from diffusion.keys import stream
 from diffusion.levels import AdaptiveLevels, LevelSampler
-from diffusion.networks.network import Network
+from diffusion.networks.network import Inputs, Network
 from diffusion.parameterization import Parameterization
 from diffusion.sampling import grids
 from diffusion.sampling.sampler import Sampler
 from diffusion.schedules import Schedule
 from diffusion.training import checkpoint, ema
 from diffusion.training.state import TrainState, new_state
-from diffusion.types import AnyDenoiser, Cond, Params, SelfConditioned, Step, expand
+from diffusion.types import AnyDenoiser, Cond, Params, Step
 
 
 class Facts(NamedTuple):
@@ -44,7 +44,7 @@ class Facts(NamedTuple):
 class Run:
     """A config, built. Everything but `params` is the same at every step of training.
 
-    denoiser(params, cond) -> Denoiser: the network, its parameterization and x_0's thresholding.
+    denoiser(params, cond) -> Denoiser: the network, its parameterization, x_0's thresholding and guidance.
     loss(params, batch, key, memory=None) -> (loss, metrics); the memory is that of adaptive levels.
     dataset: the training images; None in a loaded run, which does not need them.
     params: what samples are drawn with, the first EMA of a checkpoint; None before training.
@@ -83,22 +83,29 @@ class Run:
         """This run with other parameters to sample from; what was compiled stays compiled."""
         return dataclasses.replace(self, params=params)
 
-    def cond(self, num_samples: int) -> dict[str, np.ndarray]:
-        """Conditioning for samples that nobody asked in particular: the classes in turn, where there are classes."""
-        if not self.config.network.get("class_conditional"):
+    def cond(self, num_samples: int, labels: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Conditioning on these labels in turn; None is all classes in turn, or nothing where the run has none."""
+        if labels is None and not self.config.network.get("class_conditional"):
             return {}
-        return {"label": np.arange(num_samples, dtype=np.int32) % len(self.facts.class_names)}
+        labels = range(len(self.facts.class_names)) if labels is None else labels
+        return {"label": np.resize(np.asarray(labels, np.int32), num_samples)}
 
     def check_cond(self, cond: Cond) -> None:
         """ValueError if the network cannot be conditioned on these values."""
         if not self.config.network.get("class_conditional"):
             if cond:
-                raise ValueError(f"got cond with {sorted(cond)}, but this run is not conditional; leave cond out.")
+                raise ValueError(f"got cond with {sorted(cond)}, but this run is not conditional: leave that out.")
             return
-        labels, last = np.asarray(cond.get("label", 0)), len(self.facts.class_names) - 1
-        wrong = labels[(labels < 0) | (labels > last)]
+        labels, count = np.asarray(cond.get("label", 0)), len(self.facts.class_names)
+        null = self.config.loss.label_dropout > 0
+        wrong = labels[(labels < 0) | (labels >= count + null)]
         if wrong.size or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"got labels {wrong[:5]} of type {labels.dtype}, expected integers in 0..{last}.")
+            known = f"0..{count - 1}" + (f", or {count} for no class" if null else "")
+            raise ValueError(f"got labels {wrong[:5]} of type {labels.dtype}, expected integers in {known}.")
+
+    def check_sampler(self, sampler: Sampler) -> None:
+        """ValueError for a sampler that the run's guidance does not take."""
+        _check_renoises(self.config.guidance.plus_plus, sampler)
 
     def check_steps(self, steps: Step) -> None:
         """A warning, with both ranges, for levels that the run's schedule, and so its training, does not reach."""
@@ -146,6 +153,8 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
     _check_training(config)
     _check_augment(config.data)
     losses.check_norm(config.loss.norm)
+    losses.check_label_dropout(config.loss.label_dropout, bool(config.network.get("class_conditional")))
+    how = _guidance(config)
     schedule = _schedule(config.schedule)
     param = _parameterization(config, schedule)
     weight = make("weight", config.weight, schedule=schedule)
@@ -153,25 +162,27 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
     optimizer = make("optimizer", config.optimizer)
     threshold = _threshold(config)
     sampler = make("sampler", config.sampler, schedule=schedule)
+    _check_renoises(how.plus_plus, sampler)
     ema.named(config.ema.decays)
     grids.prepare(schedule, make("grid", config.grid, schedule=schedule), sampler)
     dataset = None
     if facts is None:
         dataset = open_dataset(config, "train")
         facts = _facts(dataset)
-    augmented = _augmented(config.data, facts.shape)
-    network = make(
-        "network",
-        config.network,
-        shape=facts.shape,
+    inputs = Inputs(
         num_classes=len(facts.class_names),
         self_conditioning=config.loss.self_conditioning,
-        augment_label=augmented,
+        augment_label=_augmented(config.data, facts.shape),
+        null_label=config.loss.label_dropout > 0,
     )
+    network = make("network", config.network, shape=facts.shape, inputs=inputs)
 
     def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:
-        if augmented:
+        if inputs.augment_label:
             batch = _augment(batch, key, config.data.augment)
+        if inputs.null_label:
+            label = losses.drop_labels(batch["label"], key, config.loss.label_dropout, inputs.num_classes)
+            batch = {**batch, "label": label}
         return losses.denoising_loss(
             network.apply,
             params,
@@ -181,22 +192,11 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run:
             param=param,
             weight=weight,
             memory=memory,
-            **config.loss,
+            norm=config.loss.norm,
+            self_conditioning=config.loss.self_conditioning,
         )
 
-    def denoiser(params: Params, cond: Cond) -> AnyDenoiser:
-        def bind(x_0_hat: Any) -> Any:
-            def denoise(x: Any, level: Any) -> Any:
-                inputs = {**cond, "x_0_hat": jnp.clip(x_0_hat, -1, 1)} if config.loss.self_conditioning else cond
-                if augmented:  # what is generated is to look like an image that was left as it is
-                    inputs = {"augment_label": jnp.zeros((x.shape[0], augment.LABEL_WIDTH)), **inputs}
-                c_in = expand(param.coefs(level)[0], x)
-                return param.predict(network.apply(params, c_in * x, param.cond(level), cond=inputs), x, level)
-
-            return threshold(denoise)
-
-        return SelfConditioned(bind) if config.loss.self_conditioning else bind(None)
-
+    denoiser = network_denoiser(network, inputs, param, threshold=threshold, how=how)
     return Run(config, facts, schedule, network, level_sampler, optimizer, sampler, denoiser, loss, dataset)
 
 
@@ -225,6 +225,34 @@ def _threshold(config: ConfigDict) -> guidance.Transform:
     block = config.sampler
     options = {"name": block.threshold, "percentile": block.percentile}
     return lookup.make(guidance, guidance.Transform, options, block="sampler.threshold")
+
+
+def _guidance(config: ConfigDict) -> guidance.Guidance:
+    """How samples are guided; ValueError for a wrong option, or where there is no estimate without a label."""
+    block = config.guidance
+    interval = block.interval
+    if interval is not None:
+        if len(interval) != 2 or not all(isinstance(end, (int, float)) for end in interval):
+            raise ValueError(f"guidance.interval is {interval}, expected two numbers in log-SNR, such as (-4, 2).")
+        interval = (float(interval[0]), float(interval[1]))
+    try:
+        how = guidance.Guidance(float(block.scale), interval, float(block.rescale), block.plus_plus)
+    except ValueError as error:
+        raise ValueError(f"guidance: {error}") from error
+    if how.active and not config.loss.label_dropout:
+        raise ValueError(
+            f"got guidance.scale={how.scale}, guidance.plus_plus={how.plus_plus}, but the network does not know how to "
+            "do without a label: train with loss.label_dropout=0.1 and network.class_conditional=True."
+        )
+    return how
+
+
+def _check_renoises(plus_plus: bool, sampler: Sampler) -> None:
+    if plus_plus and not sampler.renoises:
+        raise ValueError(
+            "guidance.plus_plus=True noises the guided x_0 again by the unconditional eps, which only the samplers "
+            "ddim and euler do; write sampler.name=ddim."
+        )
 
 
 def _check_augment(block: ConfigDict) -> None:
@@ -285,21 +313,23 @@ def load(
     *,
     sampler: Mapping[str, Any] | None = None,
     grid: Mapping[str, Any] | None = None,
+    guidance: Mapping[str, Any] | None = None,
 ) -> Run:
     """A trained run, ready to sample from: `sampling.generate(build.load("runs/digits"))`.
 
     folder: the --workdir of the training; neither its config nor its data are needed again.
     step: which checkpoint, by default the newest.
-    sampler, grid: settings that replace the run's own, such as sampler={"name": "ddim", "eta": 0.5}; where the
-    name is another one than the run's, the rest of the run's block does not apply.
+    sampler, grid, guidance: settings that replace the run's own, such as sampler={"name": "ddim", "eta": 0.5} or
+    guidance={"scale": 3.0}; where the name is another one than the run's, the rest of the run's block does not apply.
 
     FileNotFoundError if there is no run or no such checkpoint; ValueError for settings that do not exist.
     """
     folder = Path(folder).expanduser()
     settings, facts = workdir.read(folder, "config.json"), workdir.read(folder, "data.json")
-    for block, given in {"sampler": sampler or {}, "grid": grid or {}}.items():
-        same = given.get("name", settings[block]["name"]) == settings[block]["name"]
-        settings[block] = (settings[block] if same else {}) | dict(given)
+    for block, given in {"sampler": sampler or {}, "grid": grid or {}, "guidance": guidance or {}}.items():
+        own = settings.get(block, {})
+        same = given.get("name", own.get("name")) == own.get("name")
+        settings[block] = (own if same else {}) | dict(given)
     facts = Facts(tuple(facts["shape"]), facts["num_values"], tuple(facts["class_names"]), facts["num_images"])
     run = build(from_json(settings), facts)
     shape = jax.eval_shape(run.network.init, jax.random.key(0))

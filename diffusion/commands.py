@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from diffusion import build, devices, images, keys, points, sampling, workdir
-from diffusion.config import to_json
+from diffusion.config import DEFAULTS, to_json
+from diffusion.config import config as default_config
 from diffusion.data.scaling import to_uint8
 from diffusion.provenance import provenance
 from diffusion.training import state as states
@@ -91,7 +92,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
 def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run, Any, TrainState]:
     """(run, training stream, the state's shapes on the mesh), and a folder that is fit for them."""
     devices.check_divides(config.training.batch_size, mesh.size, "training.batch_size")
-    workdir.check(folder, to_json(config))
+    workdir.check(folder, to_json(config), to_json(default_config()))
     run = build.build(config)
     facts = run.facts._asdict()
     workdir.check_facts(folder, facts)
@@ -192,18 +193,23 @@ def sample(
     batch_size: int = 256,
     sampler: Mapping[str, Any] | None = None,
     grid: Mapping[str, Any] | None = None,
+    guidance: Mapping[str, Any] | None = None,
+    labels: Sequence[int] | None = None,
 ) -> Path:
     """Draws samples from the run in the folder and writes them to <folder>/samples/; the path of the .npz.
 
-    sampler, grid: settings that replace the run's own, as in `build.load`. The .npz holds `arr_0`, uint8
-    [n, h, w, c], the layout that public FID evaluators read (float32 [n, 2] for points); a PNG grid of the first
-    256 and a JSON that says how they were made lie beside it. The rest of the config comes from the folder.
+    sampler, grid, guidance: settings that replace the run's own, as in `build.load`. labels: the classes to draw, in
+    turn; None is all of them. The .npz holds `arr_0`, uint8 [n, h, w, c], the layout that public FID evaluators read
+    (float32 [n, 2] for points); a PNG grid of the first 256 and a JSON that says how they were made lie beside it.
+    The rest of the config comes from the folder.
     Refused: before anything is drawn.
     """
     folder = Path(folder).expanduser()
     try:
-        run = build.load(folder, sampler=sampler, grid=grid)
-        made = _description(run, num_samples, num_steps, seed)
+        run = build.load(folder, sampler=sampler, grid=grid, guidance=guidance)
+        cond = run.cond(num_samples, labels or None)
+        run.check_cond(cond)
+        made = _description(run, num_samples, num_steps, seed, labels)
         workdir.check_writable(folder / "samples")
         (folder / "samples").mkdir(exist_ok=True)
     except (ValueError, OSError) as error:
@@ -214,7 +220,7 @@ def sample(
         num_samples=num_samples,
         seed=seed,
         num_steps=num_steps,
-        cond=run.cond(num_samples),
+        cond=cond,
         batch_size=batch_size,
         progress=jax.process_index() == 0,
     )
@@ -229,12 +235,16 @@ def sample(
     return file
 
 
-def _description(run: build.Run, num_samples: int, num_steps: int | None, seed: int) -> dict[str, Any]:
+def _description(
+    run: build.Run, num_samples: int, num_steps: int | None, seed: int, labels: Sequence[int] | None
+) -> dict[str, Any]:
     """How samples are made: everything that decides their pixels."""
     blocks = to_json(run.config)
     return {
         "sampler": blocks["sampler"],
         "grid": blocks["grid"],
+        "guidance": blocks["guidance"],
+        "labels": list(labels) if labels else None,
         "num_steps": len(run.grid(num_steps).h),
         "num_samples": num_samples,
         "seed": seed,
@@ -244,12 +254,18 @@ def _description(run: build.Run, num_samples: int, num_steps: int | None, seed: 
 
 
 def _file_name(made: Mapping[str, Any]) -> str:
-    """Another name for other samples: ddim_eta0.5_50steps_n64_seed0_checkpoint2000."""
+    """Another name for other samples: ddim_eta0.5_scale2.0_label3_50steps_n64_seed0_checkpoint2000."""
     plain = {"name", "num_steps", "times"}
     options = {k: v for block in ("sampler", "grid") for k, v in made[block].items() if k not in plain}
-    words = [f"{k}{v}" if not isinstance(v, str) else v for k, v in options.items()]
+    guidance = {k: v for k, v in made["guidance"].items() if v != DEFAULTS["guidance"][k]}
+    labels = {"label": made["labels"]} if made["labels"] else {}
+    words = [v if isinstance(v, str) else f"{k}{_word(v)}" for k, v in (options | guidance | labels).items()]
     counts = f"{made['num_steps']}steps_n{made['num_samples']}_seed{made['seed']}_checkpoint{made['checkpoint_step']}"
     return "_".join([made["sampler"]["name"], *words, counts])
+
+
+def _word(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def _say(text: str) -> None:

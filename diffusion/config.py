@@ -41,7 +41,7 @@ PLACES = {
     "parameterization": Place(parameterization, Parameterization, ("schedule",)),
     "levels": Place(levels, levels.LevelSampler, ("schedule",)),
     "weight": Place(weights, weights.Weight, ("schedule",)),
-    "network": Place(networks, Network, ("shape", "num_classes", "self_conditioning", "augment_label")),
+    "network": Place(networks, Network, ("shape", "inputs")),
     "optimizer": Place(optim, optim.Optimizer),
     "sampler": Place(sampling, Sampler, ("schedule",)),
     "grid": Place(grids, Step, ("schedule",)),
@@ -58,7 +58,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "parameterization": {"name": "eps"},
     "levels": {"name": "uniform"},
-    "loss": {"norm": "l2", "self_conditioning": False},
+    "loss": {"norm": "l2", "self_conditioning": False, "label_dropout": 0.0},
     "weight": {"name": "constant"},
     "network": {"name": "unet"},
     "optimizer": {"name": "adam"},
@@ -73,6 +73,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "sampler": {"name": "ancestral", "threshold": "clip", "percentile": placeholder(float)},
     "grid": {"name": "strided"},
+    "guidance": {"scale": 1.0, "interval": placeholder(tuple), "rescale": 0.0, "plus_plus": False},
     "logging": {"tensorboard": True, "num_samples": 64, "sample_steps": placeholder(int)},
 }
 """Plain DDPM; the two things without a default are the data set's own options and training.num_steps."""

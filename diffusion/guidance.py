@@ -1,16 +1,24 @@
 """Transforms of a denoiser, Denoiser -> Denoiser: they compose, and every sampler takes the result.
 
-Each returns a consistent pair again: when x_0 is changed, eps follows from x_t = alpha x_0 + sigma eps.
+Thresholds keep an estimate in the data's range; `classifier_free` moves it away from what a model says without a
+condition. Each returns a consistent pair again: when x_0 is changed, eps follows from x_t = alpha x_0 + sigma eps.
+(The one exception is CFG++, `classifier_free(plus_plus=True)`, which says why.)
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion.gaussian import eps_from_x_0
 from diffusion.types import Array, Denoiser, NoiseLevel, Prediction, expand
 
 Transform = Callable[[Denoiser], Denoiser]
+Pair = Callable[[Any, NoiseLevel], tuple[Prediction, Prediction]]
+"""(x_t, level) -> (the prediction with the condition, the one without)."""
 
 
 def none() -> Transform:
@@ -51,3 +59,117 @@ def _on_x_0(change: Callable[[Array], Array]) -> Transform:
         return changed
 
     return transform
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the predictions with and without a condition are put together: the options of `classifier_free`.
+
+    ValueError for options out of their range.
+    """
+
+    scale: float = 1.0
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    plus_plus: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale < np.inf:
+            raise ValueError(f"got scale={self.scale}, expected 0 (no condition), 1 (the condition as it is) or more.")
+        if self.interval is not None and not self.interval[0] < self.interval[1]:
+            raise ValueError(f"got interval={self.interval}, expected (low, high) in log-SNR with low < high.")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"got rescale={self.rescale}, expected a share in [0, 1], such as 0.7; 0 is off.")
+        if self.plus_plus and not (self.scale <= 1 and self.rescale == 0):
+            raise ValueError(
+                f"got scale={self.scale}, rescale={self.rescale} with plus_plus=True, which expects a scale in [0, 1], "
+                "such as 0.6, and rescale=0."
+            )
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is guided: otherwise the result is the conditional denoiser itself."""
+        return self.scale != 1 or self.plus_plus
+
+    def inside(self, level: NoiseLevel) -> Any:
+        """Whether the level is a guided one, of the level's shape."""
+        low, high = self.interval or (-np.inf, np.inf)
+        return (low <= level.log_snr) & (level.log_snr < high)
+
+
+def classifier_free(
+    cond: Denoiser,
+    uncond: Denoiser,
+    scale: float,
+    *,
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+    plus_plus: bool = False,
+) -> Denoiser:
+    """The guided denoiser, x_0 = x_0_uncond + scale (x_0_cond - x_0_uncond), and the same for eps.
+
+    Ho & Salimans 2022, arXiv:2207.12598, eq. 6, whose w is scale - 1. At one x_t, eps is linear in x_0, so that both
+    formulas are one and the pair stays consistent.
+
+    cond, uncond:  the denoisers with and without the condition.
+    scale:      1 is cond itself (uncond is not evaluated), 0 is uncond, above 1 the condition counts more.
+    interval:   (low, high) in log-SNR: levels in [low, high) are guided, the others are cond's (Kynkaanniemi et al.
+                2024, arXiv:2404.07724; EDM's sigma in (lo, hi] is (-2 ln hi, -2 ln lo) here). There uncond is not
+                evaluated, unless the rows of a batch have levels of their own.
+    rescale:    share in [0, 1] of the way on which the standard deviation of each sample's x_0, over all its values,
+                is brought back to that of cond's (Lin et al. 2023, arXiv:2305.08891, section 3.4, their phi).
+                They state it for the network's output, whatever that is; here it is x_0, which means the same for
+                every parameterization. eps follows.
+    plus_plus:  CFG++ (Chung et al. 2024, arXiv:2406.08070, algorithm 2): x_0 is the guided one, with a scale in
+                [0, 1], eps is uncond's, so that the pair no longer belongs to x_t. For samplers whose step is x_0
+                noised again by eps, ddim and euler (`Sampler.renoises`); others take one of the two alone, with x_t,
+                and would not be guided, or too little. A step of DDIM is then one of plain guidance with the scale
+                scale / (1 - exp(-h / 2)), h being its change of log-SNR: more steps guide more strongly, and there is
+                no ODE that they solve. Thresholds belong on cond and uncond; on the result they would make eps
+                consistent again.
+
+    ValueError for options out of their range.
+    """
+    how = Guidance(scale, interval, rescale, plus_plus)
+    return guided(lambda x_t, level: (cond(x_t, level), uncond(x_t, level)), cond, how)
+
+
+def guided(pair: Pair, cond: Denoiser, how: Guidance) -> Denoiser:
+    """`classifier_free` for both predictions made together: pair where it guides, cond alone where it does not."""
+    if not how.active:
+        return cond
+
+    def both(x_t: Array, level: NoiseLevel) -> Prediction:
+        return _combine(*pair(x_t, level), level, how)
+
+    def denoise(x_t: Array, level: NoiseLevel) -> Prediction:
+        if how.interval is None:
+            return both(x_t, level)
+        inside = how.inside(level)
+        if np.ndim(inside) == 0:
+            return jax.lax.cond(inside, lambda x: both(x, level), lambda x: cond(x, level), x_t)
+        given, without = pair(x_t, level)  # levels by row: each row's own choice
+        return jax.tree.map(
+            lambda a, b: jnp.where(expand(inside, a), a, b), _combine(given, without, level, how), given
+        )
+
+    return denoise
+
+
+def _combine(cond: Prediction, uncond: Prediction, level: NoiseLevel, how: Guidance) -> Prediction:
+    """The guided prediction at one x_t."""
+    x_0 = cond.x_0 + (how.scale - 1) * (cond.x_0 - uncond.x_0)
+    if how.plus_plus:
+        return cond._replace(x_0=x_0, eps=uncond.eps)
+    eps = cond.eps + (how.scale - 1) * (cond.eps - uncond.eps)
+    if how.rescale > 0:
+        wanted, had = _std(cond.x_0), _std(x_0)
+        ratio = jnp.where(had > 0, wanted / jnp.where(had > 0, had, 1), 1)
+        less = expand(how.rescale * (1 - ratio), x_0) * x_0
+        x_0, eps = x_0 - less, eps + expand(level.alpha / level.sigma, x_0) * less
+    return cond._replace(x_0=x_0, eps=eps)
+
+
+def _std(x: Array) -> Any:
+    """Each sample's standard deviation over its values, [batch]."""
+    return jnp.std(x.reshape(x.shape[0], -1), axis=1)

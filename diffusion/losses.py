@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diffusion.gaussian import diffuse
 from diffusion.keys import stream
@@ -36,6 +36,27 @@ def check_norm(norm: str) -> None:
     """ValueError for a norm that is not one of NORMS."""
     if norm not in NORMS:
         raise ValueError(f"loss.norm is {norm!r}, which is not known. {suggest(norm, NORMS)}")
+
+
+def check_label_dropout(p: float, class_conditional: bool) -> None:
+    """ValueError where it is no probability below 1, or where there is no label to drop."""
+    if not 0 <= p < 1:
+        raise ValueError(f"loss.label_dropout is {p}, expected a probability in [0, 1), such as 0.1; 0 for none.")
+    if p and not class_conditional:
+        raise ValueError(
+            f"loss.label_dropout is {p}, but the network reads no label that could be dropped: write "
+            "network.class_conditional=True, or leave loss.label_dropout out."
+        )
+
+
+def drop_labels(
+    label: Int[Array | np.ndarray, " batch"], key: PRNGKeyArray, p: float, null_label: int
+) -> Int[Array, " batch"]:
+    """The labels, each replaced by null_label with probability p (Ho & Salimans 2022, arXiv:2207.12598, algorithm 1).
+
+    key: each label's own coin is drawn from its stream "label dropout", which nothing else uses.
+    """
+    return jnp.where(jax.random.bernoulli(stream(key, "label dropout"), p, label.shape), null_label, label)
 
 
 def denoising_loss(

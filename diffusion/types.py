@@ -56,7 +56,7 @@ class Step(NamedTuple):
 class Prediction(NamedTuple):
     """What a denoiser says of x_t: estimates of the clean data and of the noise, consistent with each other.
 
-    x_0, eps:  the shape of x_t, with x_t = alpha x_0 + sigma eps.
+    x_0, eps:  the shape of x_t, with x_t = alpha x_0 + sigma eps (but for CFG++, see `guidance.classifier_free`).
     var_frac:  for learned variances, the place between the small (0) and the large (1) log-variance.
     """
 

@@ -18,7 +18,7 @@ from typing import Any
 
 MAY_CHANGE = (
     *("training.num_steps", "training.log_every", "training.checkpoint_every", "training.sample_every"),
-    *("training.keep_checkpoints", "data.data_dir", "data.archive", "sampler.", "grid.", "logging."),
+    *("training.keep_checkpoints", "data.data_dir", "data.archive", "sampler.", "grid.", "guidance.", "logging."),
 )
 """Keys that a continued run may set anew: none of them changes an update that was made."""
 
@@ -46,14 +46,16 @@ def write(workdir: Path, name: str, content: Any) -> None:
     os.replace(new, Path(workdir) / name)
 
 
-def check(workdir: Path, config: Mapping[str, Any]) -> None:
+def check(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raises before anything is spent if a run of this config cannot live in the folder; leaves nothing there.
+
+    defaults: the default config. The keys that an older config in the folder does not have yet stand for these.
 
     ValueError: it holds checkpoints of another config (the differing keys are listed), or a file is in the way.
     OSError:    it cannot be written to.
     """
     if saved_steps(workdir):
-        _check_same(workdir, config)
+        _check_same(workdir, config, defaults)
     check_writable(workdir)
 
 
@@ -101,8 +103,9 @@ def saved_steps(workdir: Path) -> list[int]:
     return sorted(int(entry.name) for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit())
 
 
-def _check_same(workdir: Path, config: Mapping[str, Any]) -> None:
-    there, here = (dict(flat(tree)) for tree in (read(workdir, "config.json"), json.loads(json.dumps(config))))
+def _check_same(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    here, default = (dict(flat(json.loads(json.dumps(tree)))) for tree in (config, defaults))
+    there = default | dict(flat(read(workdir, "config.json")))
     keys = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
     changed = [key for key in keys if not key.startswith(MAY_CHANGE)]
     if changed:

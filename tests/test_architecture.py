@@ -10,7 +10,7 @@ RANKS = [
     {"paths", "augment"},
     {"schedules", "gaussian", "networks", "data", "metrics"},
     {"parameterization", "levels", "guidance", "points", "sde"},
-    {"weights", "images"},
+    {"weights", "images", "denoiser"},
     {"losses", "sampling", "likelihood"},
     {"training", "evaluate", "sweeps"},
     {"config"},

@@ -8,13 +8,20 @@ import jax
 import numpy as np
 import pytest
 
-from diffusion import augment, build, sampling
+from diffusion import augment, build, guidance, sampling
 from diffusion.config import config, from_json, switch, to_json
 from diffusion.keys import stream
 from diffusion.schedules import cosine_alpha_bar, edm
 
 CONFIGS = sorted(p.stem for p in Path("configs").glob("*.py") if p.stem != "__init__")
 TINY_UNET = {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()}
+
+
+DROPPED = {
+    "network": {"name": "unet", **TINY_UNET, "class_conditional": True},
+    "loss": {"label_dropout": 0.5},
+}
+"""A run that learns to do with and without labels."""
 
 
 def tiny(**blocks):
@@ -78,7 +85,7 @@ def test_the_cifar10_recipe_is_the_published_one():
         "schedule": {"name": "linear_beta"},
         "parameterization": {"name": "eps"},
         "levels": {"name": "uniform"},
-        "loss": {"norm": "l2", "self_conditioning": False},
+        "loss": {"norm": "l2", "self_conditioning": False, "label_dropout": 0.0},
         "weight": {"name": "constant"},
         "network": {"name": "unet"},
         "optimizer": {"name": "adam", "learning_rate": 2e-4, "warmup_steps": 5000, "clip_norm": 1.0},
@@ -86,6 +93,7 @@ def test_the_cifar10_recipe_is_the_published_one():
         "training": {**to_json(full)["training"], "num_steps": 800_000, "batch_size": 128},
         "sampler": {"name": "ancestral", "threshold": "clip"},
         "grid": {"name": "strided"},
+        "guidance": {"scale": 1.0, "rescale": 0.0, "plus_plus": False},
         "logging": to_json(full)["logging"],
     }
     run = build.build(full, build.Facts((32, 32, 3), 256, ()))
@@ -125,6 +133,18 @@ def test_unknown_keys_are_named_with_the_right_ones(blocks, words):
         ({"parameterization": {"name": "noise"}}, "Known: edm, eps, flow, mean, score, v, x_0"),
         ({"weight": {"name": "snr"}}, "Known: constant, min_snr, p2, vlb"),
         ({"loss": {"norm": "l3"}}, "Known: huber, l1, l2"),
+        ({"loss": {"label_dropout": 1.0}}, r"loss.label_dropout is 1.0, expected a probability in \[0, 1\)"),
+        ({"loss": {"label_dropout": 0.1}}, "loss.label_dropout is 0.1, .* write network.class_conditional=True"),
+        ({"guidance": {"scale": 3.0}}, "guidance.scale=3.0, .*train with loss.label_dropout=0.1"),
+        ({"guidance": {"scale": -1.0}}, "guidance: got scale=-1.0, expected 0"),
+        ({"guidance": {"interval": (1.0,)}}, r"guidance.interval is \(1.0,\), expected two numbers in log-SNR"),
+        ({"guidance": {"interval": (1, -1)}}, "guidance: got interval=.*low < high"),
+        ({"guidance": {"rescale": 2.0}}, "guidance: got rescale=2.0"),
+        (
+            {**DROPPED, "guidance": {"scale": 3.0, "plus_plus": True}},
+            r"plus_plus=True, which expects a scale in \[0, 1\]",
+        ),
+        ({**DROPPED, "guidance": {"scale": 0.6, "plus_plus": True}}, "only the samplers ddim and euler do"),
         ({"levels": {"name": "uniformly"}}, "Did you mean 'uniform'"),
         ({"schedule": {"name": "flow"}}, "parameterization.name=eps says nothing of x_0 at pure noise"),
         ({"schedule": {"name": "flow"}, "parameterization": {"name": "mean"}}, "needs a discrete chain"),
@@ -279,3 +299,43 @@ def test_augmentation_changes_the_images_of_the_loss_and_none_of_its_other_rando
     moved, _ = augment.geometric(stream(key, "augment"), batch["image"], 0.5)
     assert np.abs(moved - batch["image"]).max() > 0.1
     assert loss("x_0")[0] == pytest.approx(np.square(np.asarray(moved, np.float64)).mean(), rel=1e-5)
+
+
+def test_dropped_labels_train_the_null_label_and_change_no_other_random_number():
+    network = {"name": "mlp", "channels": 8, "num_blocks": 1, "class_conditional": True}
+    key, plain = jax.random.key(1), build.build(tiny(network=network))
+    run = build.build(tiny(network=network, loss=DROPPED["loss"]))
+    batch = {**plain.batches()[0], "label": np.full(8, 3)}
+    # a new network says zero, so that the loss is the mean square of the noise and its bins are the levels
+    new = [r.loss(r.new_state(key).params, batch, key) for r in (run, plain)]
+    jax.tree.map(np.testing.assert_array_equal, *new)
+    params = noisy(run.new_state(key).params)
+    grads = jax.jit(jax.grad(lambda params: run.loss(params, batch, key)[0]))(params)
+    told = np.abs(grads["LevelEmbedding_0"]["Embed_0"]["embedding"]).max(axis=1) > 0
+    np.testing.assert_array_equal(np.flatnonzero(told), [3, 10])
+
+
+def test_a_guided_run_draws_what_classifier_free_guidance_of_its_two_branches_draws():
+    blocks = {**DROPPED, "sampler": {"name": "ddim", "threshold": "none"}}
+    plain, run = build.build(tiny(**blocks)), build.build(tiny(**blocks, guidance={"scale": 3.0, "rescale": 0.5}))
+    params = noisy(run.new_state(jax.random.key(0)).params)
+    labels = {"label": np.arange(8, dtype=np.int32)}
+    labels["label"][2] = 10  # no class, which guidance leaves alone
+    images = sampling.generate(run.with_params(params), num_samples=8, num_steps=3, cond=labels)
+    null = {"label": np.full(8, 10, np.int32)}
+    denoise = guidance.classifier_free(plain.denoiser(params, labels), plain.denoiser(params, null), 3.0, rescale=0.5)
+    options = {"num_samples": 8, "shape": run.shape, "steps": run.grid(3), "sampler": run.sampler}
+    np.testing.assert_allclose(images, sampling.generate(denoise, **options), rtol=1e-3, atol=1e-3)
+    unguided = sampling.generate(plain.with_params(params), num_samples=8, num_steps=3, cond=labels)
+    changed = np.abs(images - unguided).max((1, 2, 3)) > 1e-2
+    np.testing.assert_array_equal(changed, np.arange(8) != 2)
+    with pytest.raises(ValueError, match=r"labels \[11\] .* expected integers in 0..9, or 10 for no class"):
+        run.check_cond({"label": np.array([11])})
+    np.testing.assert_array_equal(run.cond(5, (3, 7))["label"], [3, 7, 3, 7, 3])
+
+
+def test_cfg_plus_plus_refuses_another_sampler():
+    run = build.build(tiny(**DROPPED, sampler={"name": "ddim"}, guidance={"scale": 0.6, "plus_plus": True}))
+    run = run.with_params(run.new_state(jax.random.key(0)).params)
+    with pytest.raises(ValueError, match="only the samplers ddim and euler do; write sampler.name=ddim"):
+        sampling.generate(run, num_samples=1, num_steps=2, sampler=sampling.ancestral(), cond=run.cond(1))

@@ -1,11 +1,16 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import guidance
+from diffusion import guidance, keys, lookup, sampling
 from diffusion.gaussian import diffuse
-from diffusion.schedules import linear_beta
+from diffusion.guidance import classifier_free
+from diffusion.sampling.loop import sample
+from diffusion.sampling.sampler import Sampler
+from diffusion.schedules import linear_beta, vp_linear
 from diffusion.types import Prediction
+from tests import laws
 
 LEVEL = linear_beta().level(jnp.array([10, 500, 900]))
 X = jnp.array([[0.5, -2.0, 1.0, 3.0]] * 3)
@@ -31,7 +36,148 @@ def test_dynamic_threshold_divides_by_the_quantile_but_never_blows_up_small_esti
     np.testing.assert_allclose(diffuse(got.x_0, got.eps, LEVEL), X, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [lambda: guidance.clip(1.0, -1.0), lambda: guidance.dynamic(percentile=1.5)])
-def test_errors(make):
-    with pytest.raises(ValueError, match="expected"):
+MIXTURE = {
+    "means": np.array([[0.6, 0.6, -0.2, 0.1], [-0.5, 0.2, 0.4, 0.3], [0.0, -0.7, 0.1, -0.6]]),
+    "stds": np.array([0.2, 0.3, 0.5]),
+    "weights": np.array([0.3, 0.5, 0.2]),
+}
+TIMES = np.array([100, 500, 900])
+PLACES = np.random.default_rng(0).normal(size=(3, 4))
+COND = laws.gaussian_denoiser(MIXTURE["means"][1][None].astype(np.float32), 0.3)
+UNCOND = laws.mixture_denoiser(*[np.float32(column) for column in MIXTURE.values()])
+AT = linear_beta().level(jnp.asarray(TIMES))
+HERE = jnp.float32(PLACES)
+
+
+def exact_x_0(scale):
+    """The guided estimate of component 1 of the mixture, written down in float64."""
+    means, stds, weights = MIXTURE.values()
+    level = linear_beta().level(TIMES)
+    estimates, likelihoods = [], []
+    for mean, std, weight in zip(means, stds, weights, strict=True):
+        variance = (level.alpha * std) ** 2 + level.sigma**2
+        away = PLACES - level.alpha[:, None] * mean[None]
+        estimates.append(mean[None] + (level.alpha * std**2 / variance)[:, None] * away)
+        likelihoods.append(weight * np.exp(-(away**2).sum(1) / variance / 2) / variance**2)
+    shares = np.array(likelihoods) / np.sum(likelihoods, axis=0)
+    uncond = (shares[..., None] * np.array(estimates)).sum(0)
+    return uncond + scale * (estimates[1] - uncond)
+
+
+def assert_consistent(prediction):
+    np.testing.assert_allclose(diffuse(prediction.x_0, prediction.eps, AT), HERE, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_guidance_of_a_mixture_is_the_closed_form_and_stays_consistent(scale):
+    got = classifier_free(COND, UNCOND, scale)(HERE, AT)
+    np.testing.assert_allclose(got.x_0, exact_x_0(scale), atol=1e-5)
+    assert_consistent(got)
+
+
+def test_a_scale_of_1_is_the_conditional_denoiser_itself():
+    assert classifier_free(COND, UNCOND, 1.0, interval=(-2.0, 2.0), rescale=0.5) is COND
+
+
+def test_only_the_levels_inside_the_interval_are_guided():
+    low, high = float(AT.log_snr[1]), float(AT.log_snr[0])  # the lower end belongs to it, the upper one does not
+    got = classifier_free(COND, UNCOND, 3.0, interval=(low, high))(HERE, AT)
+    plain, everywhere = COND(HERE, AT), classifier_free(COND, UNCOND, 3.0)(HERE, AT)
+    for row, expected in enumerate([plain, everywhere, plain]):
+        np.testing.assert_array_equal(got.x_0[row], expected.x_0[row])
+        np.testing.assert_array_equal(got.eps[row], expected.eps[row])
+
+
+def test_outside_the_interval_of_one_level_the_other_branch_is_not_evaluated():
+    calls = []
+
+    def uncond(x, level):
+        jax.debug.callback(lambda: calls.append(1))
+        return UNCOND(x, level)
+
+    denoise = jax.jit(classifier_free(COND, uncond, 3.0, interval=(-3.0, 3.0)))
+    for t, times in ((10, 0), (500, 1), (900, 1)):
+        level = linear_beta().level(jnp.asarray(t))
+        got = denoise(HERE, level)
+        expected = classifier_free(COND, UNCOND, 3.0)(HERE, level) if level.log_snr**2 < 9 else COND(HERE, level)
+        np.testing.assert_allclose(got.x_0, expected.x_0, atol=1e-5)
+        jax.effects_barrier()
+        assert len(calls) == times
+
+
+@pytest.mark.parametrize("share", [0.7, 1.0])
+def test_rescaling_brings_each_samples_deviation_back_to_the_conditionals(share):
+    got = classifier_free(COND, UNCOND, 3.0, rescale=share)(HERE, AT)
+    wanted, had = exact_x_0(1.0), exact_x_0(3.0)
+    factor = share * wanted.std(1) / had.std(1) + 1 - share
+    assert np.abs(factor - 1).max() > 0.2
+    np.testing.assert_allclose(got.x_0, factor[:, None] * had, atol=1e-5)
+    assert_consistent(got)
+
+
+def test_an_estimate_without_deviation_is_not_rescaled():
+    flat = lambda value: lambda x, level: Prediction(jnp.full_like(x, value), x)
+    got = classifier_free(flat(0.5), flat(0.25), 3.0, rescale=1.0)(HERE, AT)
+    np.testing.assert_allclose(got.x_0, 1.0)
+
+
+def chain(name, num_steps):
+    """(sampler, grid) on the VP path."""
+    schedule = vp_linear()
+    make = lookup.components(sampling, Sampler)[name]
+    sampler = make(schedule) if name == "adaptive_ode" else make()
+    times = schedule.time_at(np.linspace(-8.0, 6.0, 2 if name == "adaptive_ode" else num_steps))
+    return sampler, sampling.prepare(schedule, sampling.through(schedule, np.append(times, 0.0)), sampler)
+
+
+@pytest.mark.parametrize("name", lookup.components(sampling, Sampler))
+def test_every_sampler_draws_from_a_guided_denoiser(name):
+    """Between two Gaussians of one width, guidance moves the mean: the guided denoiser is a Gaussian's again."""
+    sampler, steps = chain(name, 5)
+    cond, uncond = (laws.gaussian_denoiser(mean, 0.5) for mean in (0.3, 0.1))
+    ids = keys.per_sample(jax.random.key(0), jnp.arange(4))
+    x_T = keys.normal(ids, (3,))
+
+    def draw(denoise):
+        return jax.jit(lambda x, ids: sample(sampler, denoise, x, steps, ids))(x_T, ids)
+
+    moved = draw(laws.gaussian_denoiser(0.1 + 2.5 * 0.2, 0.5))
+    np.testing.assert_allclose(draw(classifier_free(cond, uncond, 2.5)), moved, atol=2e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("name", ["ddim", "euler"])
+def test_a_step_of_cfg_plus_plus_is_one_of_plain_guidance_with_a_scale_of_its_size(name, scale):
+    sampler, steps = chain(name, 5)
+    assert sampler.renoises
+    guided = classifier_free(COND, UNCOND, scale, plus_plus=True)
+    got = guided(HERE, AT)
+    np.testing.assert_allclose(got.x_0, exact_x_0(scale), atol=1e-5)
+    np.testing.assert_array_equal(got.eps, UNCOND(HERE, AT).eps)
+    for step in (laws.rows_of(steps, 2), laws.rows_of(steps, -1)):
+        step = jax.tree.map(jnp.float32, step)
+        plain = classifier_free(COND, UNCOND, float(scale / -np.expm1(-step.h / 2)))
+        x, expected = (sampler.step(denoise, HERE, None, step, None)[0] for denoise in (guided, plain))
+        np.testing.assert_allclose(x, expected, atol=1e-5)
+
+
+def test_the_samplers_of_cfg_plus_plus_are_the_two_that_noise_x_0_again_by_eps():
+    made = {name: chain(name, 5)[0] for name in lookup.components(sampling, Sampler)}
+    assert {name for name, sampler in made.items() if sampler.renoises} == {"ddim", "euler"}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: guidance.clip(1.0, -1.0), "expected low < high"),
+        (lambda: guidance.dynamic(percentile=1.5), "expected a share"),
+        (lambda: classifier_free(COND, UNCOND, -1.0), "got scale=-1.0, expected 0"),
+        (lambda: classifier_free(COND, UNCOND, 2.0, interval=(1.0, -1.0)), "in log-SNR with low < high"),
+        (lambda: classifier_free(COND, UNCOND, 2.0, rescale=1.5), "expected a share in"),
+        (lambda: classifier_free(COND, UNCOND, 2.0, plus_plus=True), "expects a scale in"),
+        (lambda: classifier_free(COND, UNCOND, 0.6, rescale=0.5, plus_plus=True), "and rescale=0"),
+    ],
+)
+def test_errors(make, words):
+    with pytest.raises(ValueError, match=words):
         make()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -176,6 +177,74 @@ def test_points_are_trained_drawn_and_plotted_with_their_score_field(tmp_path):
     assert Image.open(tmp_path / "samples.png").size == (400, 400)
     points = np.load(commands.sample(tmp_path, num_samples=5, sampler={"name": "dpmpp_2s"}))["arr_0"]
     assert (points.shape, points.dtype) == ((5, 2), np.float32)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A run that was trained with and without labels."""
+    folder = tmp_path_factory.mktemp("runs") / "labelled"
+    assert commands.train(guidable(), folder)
+    return folder
+
+
+def guidable(**blocks):
+    own = {
+        "network": {"name": "mlp", "channels": 8, "num_blocks": 1, "class_conditional": True},
+        "loss": {"label_dropout": 0.2},
+        "sampler": {"name": "ddim"},
+        "grid": {"name": "strided", "num_steps": 3},
+        "parameterization": {"name": "x_0"},
+        "optimizer": {"name": "adam", "learning_rate": 0.03},
+        "ema": {"decays": (0.5,)},
+        "training": TRAINING,
+    }
+    return config(**SMALL | own | blocks)
+
+
+class TestGuidance:
+    def test_samples_of_one_class_are_guided_and_their_file_says_so(self, labelled):
+        plain, guided, two = (
+            commands.sample(labelled, num_samples=6, guidance=scale, labels=labels)
+            for scale, labels in ((None, [3]), ({"scale": 4.0}, [3]), ({"scale": 4.0}, [3, 10]))
+        )
+        assert guided.name == "ddim_clip_scale4.0_label3_3steps_n6_seed0_checkpoint24.npz"
+        assert two.name == "ddim_clip_scale4.0_label3,10_3steps_n6_seed0_checkpoint24.npz"
+        made = json.loads(guided.with_suffix(".json").read_text())
+        assert made["guidance"] == {"scale": 4.0, "rescale": 0.0, "plus_plus": False}
+        assert (made["labels"], json.loads(plain.with_suffix(".json").read_text())["guidance"]["scale"]) == ([3], 1.0)
+        plain, guided, two = (np.load(file)["arr_0"].astype(int) for file in (plain, guided, two))
+        assert np.abs(guided - plain).max((1, 2, 3)).min() > 1
+        other = np.abs(guided - two).max((1, 2, 3))
+        assert (other[::2] <= 1).all()
+        assert other[1::2].min() > 1
+
+    def test_a_continued_run_may_be_guided_differently(self, labelled, capsys):
+        assert commands.train(guidable(guidance={"scale": 2.0}), labelled)
+        assert "nothing to train" in capsys.readouterr().out
+        with pytest.raises(commands.Refused, match="loss.label_dropout: 0.2 there, 0.3 now"):
+            commands.train(guidable(loss={"label_dropout": 0.3}), labelled)
+
+    def test_a_run_from_before_guidance_is_loaded_and_continued(self, whole, tmp_path, capsys):
+        folder = tmp_path / "old"
+        shutil.copytree(whole, folder)
+        settings = json.loads((folder / "config.json").read_text())
+        del settings["guidance"], settings["loss"]["label_dropout"]
+        (folder / "config.json").write_text(json.dumps(settings))
+        assert build.load(folder).step == 24
+        assert commands.train(small(), folder)
+        assert "nothing to train" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"guidance": {"scale": 3.0}}, "train with loss.label_dropout=0.1"),
+            ({"guidance": {"sclae": 3.0}}, "unknown key guidance.sclae. Did you mean 'scale'"),
+            ({"labels": [3]}, "this run is not conditional"),
+        ],
+    )
+    def test_wrong_choices_are_refused(self, whole, options, words):
+        with pytest.raises(commands.Refused, match=words):
+            commands.sample(whole, **options)
 
 
 class TestSampling:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion.networks.layers import Dense, Dtype, LevelEmbedding
-from diffusion.networks.network import Network, check_dropout, conditioning, from_linen, near_sizes, one_of
+from diffusion.networks.network import Inputs, Network, check_dropout, from_linen, near_sizes, one_of
 
 LEVEL_WIDTH = 256
 """The width of the sinusoidal embedding of the level (the official code's choice)."""
@@ -25,9 +25,7 @@ def dit(
     dropout: float = 0.0,
     class_conditional: bool = False,
     dtype: str = "float32",
-    num_classes: int = 0,
-    self_conditioning: bool = False,
-    augment_label: bool = False,
+    inputs: Inputs = Inputs(),
 ) -> Network:
     """DiT with adaLN-Zero blocks; the defaults are DiT-S/2 (Peebles & Xie 2022, table 1).
 
@@ -39,12 +37,11 @@ def dit(
     num_blocks:     transformer blocks, each an attention and an MLP; num_heads: heads of each attention.
     mlp_ratio:      the hidden width of each MLP is int(mlp_ratio * channels).
     dropout:        on the outputs of both branches of a block, in [0, 1); the paper has none.
-    class_conditional:  reads cond["label"] (int [batch] in 0..num_classes-1) and adds its embedding to the level's.
+    class_conditional:  reads cond["label"] (int [batch]) and adds its embedding to the level's.
     dtype:          of the computation, "float32" or "bfloat16"; parameters, the statistics of layer norm, the logits
                     of attention and the output stay float32.
-    num_classes, self_conditioning:  facts of the data set and of the loss. Self-conditioning reads
-                    cond["x_0_hat"], of x's shape, as further input channels.
-    augment_label:  a fact of the data: reads cond["augment_label"] (float [batch, 9], see `augment.geometric`).
+    inputs:         facts of the data set and of the training, see `network.Inputs`. An estimate joins x as further
+                    channels, labels and the augmentation's label join the level.
 
     The output has the input's channels: no variance is learned, the paper's second half of the output is absent. The
     level's and the class's embeddings are `layers.LevelEmbedding`, whose initial scale is that of the other networks.
@@ -54,7 +51,7 @@ def dit(
     _check_shape(shape, patch_size)
     _check_widths(channels, num_blocks, num_heads, mlp_ratio)
     check_dropout(dropout)
-    example = conditioning(shape, class_conditional, num_classes, self_conditioning, augment_label)
+    example = inputs.example(shape, class_conditional)
     module = DiT(
         patch_size=patch_size,
         channels=channels,
@@ -62,7 +59,7 @@ def dit(
         num_heads=num_heads,
         mlp_channels=int(mlp_ratio * channels),
         dropout=dropout,
-        num_classes=num_classes if class_conditional else 0,
+        num_labels=inputs.num_labels(class_conditional),
         dtype=jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16"))),
     )
     return from_linen(module, shape, example)
@@ -133,7 +130,7 @@ class DiT(nn.Module):
     num_heads: int
     mlp_channels: int
     dropout: float
-    num_classes: int
+    num_labels: int
     dtype: Dtype
 
     @nn.compact
@@ -141,7 +138,7 @@ class DiT(nn.Module):
         _, h, w, out_channels = x.shape
         if "x_0_hat" in cond:
             x = jnp.concatenate([x, cond["x_0_hat"]], axis=-1)
-        level = LevelEmbedding(LEVEL_WIDTH, self.channels, self.num_classes, self.dtype, name="level")
+        level = LevelEmbedding(LEVEL_WIDTH, self.channels, self.num_labels, self.dtype, name="level")
         emb = nn.swish(level(noise_cond, cond))
         table = position_table(h // self.patch_size, w // self.patch_size, self.channels)
         x = Dense(self.channels, self.dtype, name="patches")(patchify(x, self.patch_size).astype(self.dtype))

@@ -117,7 +117,7 @@ class Dense(nn.Module):
 
 
 class LevelEmbedding(nn.Module):
-    """The noise level (and the class label, if there are classes) as one vector of the given width.
+    """The noise level (and the class label, if num_labels is above 0) as one vector of the given width.
 
     base: width of the sinusoidal embedding; fourier_scale: Fourier features of twice that width instead.
     If cond has an "augment_label", a linear map of it is added to the sinusoidal embedding (Karras et al. 2022,
@@ -126,7 +126,7 @@ class LevelEmbedding(nn.Module):
 
     base: int
     width: int
-    num_classes: int
+    num_labels: int
     dtype: Dtype
     fourier_scale: float | None = None
 
@@ -141,8 +141,8 @@ class LevelEmbedding(nn.Module):
             features += told(cond["augment_label"])
         emb = Dense(self.width, self.dtype)(features)
         emb = Dense(self.width, self.dtype)(nn.swish(emb))
-        if self.num_classes:
-            emb += nn.Embed(self.num_classes, self.width, dtype=self.dtype)(cond["label"])
+        if self.num_labels:
+            emb += nn.Embed(self.num_labels, self.width, dtype=self.dtype)(cond["label"])
         return emb
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion.networks.layers import Dense, LevelEmbedding
-from diffusion.networks.network import Network, check_dropout, conditioning, from_linen
+from diffusion.networks.network import Inputs, Network, check_dropout, from_linen
 
 
 def mlp(
@@ -17,9 +17,7 @@ def mlp(
     num_blocks: int = 3,
     dropout: float = 0.0,
     class_conditional: bool = False,
-    num_classes: int = 0,
-    self_conditioning: bool = False,
-    augment_label: bool = False,
+    inputs: Inputs = Inputs(),
 ) -> Network:
     """A residual MLP over flattened samples of any shape, told the level in every block.
 
@@ -28,8 +26,8 @@ def mlp(
     if channels < 2 or num_blocks < 1:
         raise ValueError(f"got channels={channels}, num_blocks={num_blocks}; expected at least 2 and 1.")
     check_dropout(dropout)
-    example = conditioning(shape, class_conditional, num_classes, self_conditioning, augment_label)
-    return from_linen(MLP(channels, num_blocks, dropout, num_classes if class_conditional else 0), shape, example)
+    example = inputs.example(shape, class_conditional)
+    return from_linen(MLP(channels, num_blocks, dropout, inputs.num_labels(class_conditional)), shape, example)
 
 
 class MLP(nn.Module):
@@ -38,14 +36,14 @@ class MLP(nn.Module):
     channels: int
     num_blocks: int
     dropout: float
-    num_classes: int
+    num_labels: int
 
     @nn.compact
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
         shape = x.shape
         if "x_0_hat" in cond:
             x = jnp.concatenate([x, cond["x_0_hat"]], axis=-1)
-        emb = nn.swish(LevelEmbedding(self.channels, self.channels, self.num_classes, jnp.float32)(noise_cond, cond))
+        emb = nn.swish(LevelEmbedding(self.channels, self.channels, self.num_labels, jnp.float32)(noise_cond, cond))
         x = Dense(self.channels, jnp.float32)(x.reshape(shape[0], -1))
         for _ in range(self.num_blocks):
             h = Dense(self.channels, jnp.float32)(nn.swish(nn.LayerNorm()(x))) + Dense(self.channels, jnp.float32)(emb)

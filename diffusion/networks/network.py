@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,24 +19,42 @@ class Network:
     init(key) -> params, float32.
     apply(params, x, noise_cond, *, cond, key=None) -> output of x's shape, float32.
         x [batch, ...]; noise_cond [] or [batch]: what the parameterization says of the level;
-        cond: further inputs, one row a sample ("label" int [batch], "x_0_hat" of x's shape, "augment_label" float
-        [batch, 9]): each network says which ones it reads. key: randomness for dropout; None means none (evaluation).
+        cond: further inputs, one row a sample (`Inputs`), of which the network takes those that it was made for.
+        key: randomness for dropout; None means none (evaluation).
     """
 
     init: Callable[[jax.Array], Params]
     apply: Callable[..., jax.Array]
 
 
-def conditioning(
-    shape: tuple[int, ...], class_conditional: bool, num_classes: int, self_conditioning: bool, augment_label: bool
-) -> dict[str, jax.Array]:
-    """One example row of each cond entry that a network with these options reads."""
-    if class_conditional and num_classes < 1:
-        raise ValueError("class_conditional=True needs a data set with labels; this one has none.")
-    labels = {"label": jnp.zeros(1, jnp.int32)} if class_conditional else {}
-    estimate = {"x_0_hat": jnp.zeros((1, *shape))} if self_conditioning else {}
-    augmentation = {"augment_label": jnp.zeros((1, LABEL_WIDTH))} if augment_label else {}
-    return labels | estimate | augmentation
+class Inputs(NamedTuple):
+    """What a network is given besides x and the noise level: facts of the data set and of the training.
+
+    num_classes:        of the data set; 0 where it has none. Whether labels are read, cond["label"] (int [batch] in
+                        0..num_classes-1), is the network's own option class_conditional.
+    self_conditioning:  the network sees its own last estimate, cond["x_0_hat"], of x's shape.
+    augment_label:      it is told how an image was moved, cond["augment_label"], float [batch, 9], see
+                        `augment.geometric`.
+    null_label:         labels are dropped in training: the label num_classes stands for "no class".
+    """
+
+    num_classes: int = 0
+    self_conditioning: bool = False
+    augment_label: bool = False
+    null_label: bool = False
+
+    def num_labels(self, class_conditional: bool) -> int:
+        """The number of labels that a network embeds: the classes, and the null label after them; 0 for none."""
+        return self.num_classes + self.null_label if class_conditional else 0
+
+    def example(self, shape: tuple[int, ...], class_conditional: bool) -> dict[str, jax.Array]:
+        """One example row of each cond entry that is read, for samples of this shape; ValueError without labels."""
+        if class_conditional and self.num_classes < 1:
+            raise ValueError("class_conditional=True needs a data set with labels; this one has none.")
+        labels = {"label": jnp.zeros(1, jnp.int32)} if class_conditional else {}
+        estimate = {"x_0_hat": jnp.zeros((1, *shape))} if self.self_conditioning else {}
+        augmentation = {"augment_label": jnp.zeros((1, LABEL_WIDTH))} if self.augment_label else {}
+        return labels | estimate | augmentation
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from diffusion.networks.blocks import Block, SelfAttention, Style
 from diffusion.networks.layers import Conv, GroupNorm, LevelEmbedding
-from diffusion.networks.network import Network, check_dropout, conditioning, from_linen, near_sizes, one_of
+from diffusion.networks.network import Inputs, Network, check_dropout, from_linen, near_sizes, one_of
 from diffusion.networks.resample import blur, check_taps
 from diffusion.types import check_positive
 
@@ -32,9 +32,7 @@ def unet(
     progressive_input: bool = False,
     class_conditional: bool = False,
     dtype: str = "float32",
-    num_classes: int = 0,
-    self_conditioning: bool = False,
-    augment_label: bool = False,
+    inputs: Inputs = Inputs(),
 ) -> Network:
     """DDPM's U-Net; with the defaults on (32, 32, 3), the CIFAR-10 network of 35,746,307 parameters.
 
@@ -57,11 +55,10 @@ def unet(
                     a network ln(sigma) / 4 (edm, ve_geometric, ve_ladder), where 64 is NCSN++'s 16; the others tell
                     numbers up to 1000.
     progressive_input:  the image itself, halved by blurred convolutions, joins each level (NCSN++'s "residual").
-    class_conditional:  reads cond["label"] (int [batch] in 0..num_classes-1) and adds its embedding.
+    class_conditional:  reads cond["label"] (int [batch]) and adds its embedding.
     dtype:          of the computation; parameters, normalisation statistics and the output stay float32.
-    num_classes, self_conditioning:  facts of the data set and of the loss. Self-conditioning reads
-                    cond["x_0_hat"], of x's shape, as further input channels.
-    augment_label:  a fact of the data: reads cond["augment_label"] (float [batch, 9], see `augment.geometric`).
+    inputs:         facts of the data set and of the training, see `network.Inputs`. An estimate joins x as further
+                    channels, labels and the augmentation's label join the level.
     """
     _check(shape, channels, channel_mults, num_blocks, dropout)
     _check_resampling(resample, resample_filter, progressive_input, len(channel_mults))
@@ -70,7 +67,7 @@ def unet(
     _check_heads(num_heads, head_channels, [channels * mult for mult in (*attended, channel_mults[-1])])
     if fourier_scale is not None:
         check_positive("fourier_scale", fourier_scale)
-    example = conditioning(shape, class_conditional, num_classes, self_conditioning, augment_label)
+    example = inputs.example(shape, class_conditional)
     style = Style(
         dtype=jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16"))),
         dropout=dropout,
@@ -92,7 +89,7 @@ def unet(
         attend_once=one_of("up_attention", up_attention, ("every", "last")) == "last",
         fourier_scale=fourier_scale,
         progressive_input=progressive_input,
-        num_classes=num_classes if class_conditional else 0,
+        num_labels=inputs.num_labels(class_conditional),
     )
     return from_linen(module, shape, example)
 
@@ -155,14 +152,14 @@ class UNet(nn.Module):
     attend_once: bool
     fourier_scale: float | None
     progressive_input: bool
-    num_classes: int
+    num_labels: int
 
     @nn.compact
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
         out_channels, style, dtype = x.shape[-1], self.style, self.style.dtype
         if "x_0_hat" in cond:
             x = jnp.concatenate([x, cond["x_0_hat"]], axis=-1)
-        embed = LevelEmbedding(self.channels, 4 * self.channels, self.num_classes, dtype, self.fourier_scale)
+        embed = LevelEmbedding(self.channels, 4 * self.channels, self.num_labels, dtype, self.fourier_scale)
         emb = nn.swish(embed(noise_cond, cond))
 
         def stage(x: Array, mult: int, attend: bool) -> Array:

@@ -29,4 +29,4 @@ def ddim(eta: float = 0.0) -> Sampler:
             x += expand(eta * jnp.sqrt(small), x) * keys.normal(keys_, x.shape[1:])
         return x, None
 
-    return Sampler(stateless, step, order=1, nfe=one_per_step)
+    return Sampler(stateless, step, order=1, nfe=one_per_step, renoises=True)

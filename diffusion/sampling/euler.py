@@ -24,4 +24,4 @@ def euler(churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.in
         x_0, eps, _ = denoise(x, level)
         return gaussian.diffuse(x_0, eps, step.to), None
 
-    return Sampler(stateless, step, order=1, nfe=one_per_step, aux=churning.aux)
+    return Sampler(stateless, step, order=1, nfe=one_per_step, aux=churning.aux, renoises=True)

@@ -37,6 +37,9 @@ class Model(Protocol):
     def check_cond(self, cond: Cond) -> None:
         """ValueError for conditioning that the model does not take."""
 
+    def check_sampler(self, sampler: Sampler) -> None:
+        """ValueError for a sampler that the model's guidance does not take."""
+
     def check_steps(self, steps: Step) -> None:
         """A warning for levels that the model was not trained on."""
 
@@ -83,6 +86,7 @@ def generate(
     sampler.check(steps)
     if isinstance(model, Model):
         model.check_cond(cond)
+        model.check_sampler(sampler)
         model.check_steps(steps)
 
     mesh = devices.data_mesh()

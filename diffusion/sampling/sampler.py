@@ -19,6 +19,8 @@ class Sampler:
     aux(steps) -> for a sampler that evaluates a level between or beyond the grid's, its log-SNR for each step of a
         grid, float64; `grids.prepare` puts that level into step.aux.
     check(steps) -> None: ValueError for a grid that the sampler cannot run on; `grids.prepare` asks it.
+    renoises: whether a step is x_0 noised again by eps, each as the denoiser gives it, so that the two may come from
+        different estimates (CFG++, `guidance.classifier_free`).
 
     A self-conditioned denoiser is fed the estimate of the first evaluation before it, step by step; an evaluation
     inside `lax.cond` must not be a step's first.
@@ -30,6 +32,7 @@ class Sampler:
     nfe: Callable[[int], int] | None
     aux: Callable[[Step], Any] | None = None
     check: Callable[[Step], None] = lambda steps: None
+    renoises: bool = False
 
 
 def needed_aux(step: Step, name: str) -> Any:

@@ -49,6 +49,7 @@ def main():
     parser.add_argument("--workdir", default="runs/digits")
     parser.add_argument("--num_samples", type=int, default=1024)
     parser.add_argument("--ddim_steps", type=int, nargs="*", default=[20, 50])
+    parser.add_argument("--guidance_scales", type=float, nargs="*", default=[0.0, 1.0, 2.0, 4.0])
     args = parser.parse_args()
     devices.one_per_core()
     (train, train_labels), (test, test_labels) = real("train"), real("test")
@@ -59,22 +60,28 @@ def main():
 
     run = build.load(args.workdir)
     print(f"classifier: {accuracy:.1%} of {len(test)} test digits right; checkpoint: step {run.step}")
-    print("| images | n | against | Frechet distance | seconds |")
-    print("|---|---|---|---|---|")
+    print("| images | n | against | Frechet distance | labels right | seconds |")
+    print("|---|---|---|---|---|---|")
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(everything))
         halves = [statistics(classifier.features(everything[part])) for part in (order[::2], order[1::2])]
         counts = f"{halves[0].num_rows} | the other {halves[1].num_rows}"
-        print(f"| half of the real digits, split {seed} | {counts} | {frechet_distance(*halves):.2f} | |")
-    ways = [({"name": "ddim"}, steps) for steps in args.ddim_steps] + [({}, None)]  # {}: the run's own sampler
-    for sampler, num_steps in ways:
+        print(f"| half of the real digits, split {seed} | {counts} | {frechet_distance(*halves):.2f} | | |")
+    ways = [({"sampler": {"name": "ddim"}}, steps) for steps in args.ddim_steps] + [({}, None)]  # {}: the run's own
+    if run.config.loss.label_dropout:
+        ways = [({"guidance": {"scale": scale}}, None) for scale in args.guidance_scales]
+    for settings, num_steps in ways:
         start = time.perf_counter()
-        model = build.load(args.workdir, sampler=sampler)
-        drawn = sampling.generate(model, num_samples=args.num_samples, seed=1, num_steps=num_steps)
+        model = build.load(args.workdir, **settings)
+        cond = model.cond(args.num_samples)
+        drawn = sampling.generate(model, num_samples=args.num_samples, seed=1, num_steps=num_steps, cond=cond)
         seconds = time.perf_counter() - start
         distance = frechet_distance(statistics(classifier.features(drawn)), reference)
         way = f"{model.config.sampler.name}, {len(model.grid(num_steps).h)} steps"
-        print(f"| {way} | {len(drawn)} | all {reference.num_rows} | {distance:.2f} | {seconds:.0f} |", flush=True)
+        way += f", guidance {model.config.guidance.scale:g}" if "guidance" in settings else ""
+        right = f"{(classifier.classify(drawn) == cond['label']).mean():.1%}" if cond else ""
+        counts = f"{len(drawn)} | all {reference.num_rows}"
+        print(f"| {way} | {counts} | {distance:.2f} | {right} | {seconds:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

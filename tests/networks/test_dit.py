@@ -9,6 +9,7 @@ import pytest
 
 from diffusion.networks import dit as module
 from diffusion.networks.dit import dit, patchify, position_table, unpatchify
+from diffusion.networks.network import Inputs
 from tests.networks.test_networks import SMALL, compiled, noisy_params, size
 
 SMALL = SMALL["dit"]
@@ -24,7 +25,7 @@ def test_xl_2_has_the_published_number_of_parameters():
     That counts its fixed table of 16 x 16 positions, and the last layer also gives the variance of each of the 2x2x4
     values of a patch. Ours has neither.
     """
-    classes = {"class_conditional": True, "num_classes": 1001}
+    classes = {"class_conditional": True, "inputs": Inputs(num_classes=1000, null_label=True)}
     xl_2 = dit((32, 32, 4), patch_size=2, channels=1152, num_blocks=28, num_heads=16, **classes)
     table, variance = 16 * 16 * 1152, (2 * 2 * 4) * (1152 + 1)
     assert size(xl_2) == 675_129_632 - table - variance
@@ -124,7 +125,7 @@ def reference(params, x, t, label, *, patch, heads):
 
 @pytest.mark.parametrize(("shape", "patch"), [((8, 12, 1), 2), ((16, 4, 5), 4)])
 def test_the_output_is_that_of_the_equations(shape, patch):
-    options = {"class_conditional": True, "num_classes": 3, "patch_size": patch, "mlp_ratio": 2.5}
+    options = {"class_conditional": True, "inputs": Inputs(num_classes=3), "patch_size": patch, "mlp_ratio": 2.5}
     network = compiled(dit(shape, **SMALL | options))
     params, x = noisy_params(network), normal(1, 2, *shape)
     out = network.apply(params, x, jnp.array([3, 700]), cond={"label": jnp.array([2, 0])})

@@ -11,7 +11,7 @@ from diffusion import lookup, networks
 from diffusion.networks import resample
 from diffusion.networks.blocks import Block, SelfAttention, Style
 from diffusion.networks.layers import GroupNorm
-from diffusion.networks.network import Network
+from diffusion.networks.network import Inputs, Network
 from diffusion.networks.unet import unet
 
 SMALL = {
@@ -94,7 +94,7 @@ def test_adms_unets_have_the_published_numbers_of_parameters(size_, channels, mu
         num_blocks=num_blocks,
         attention_resolutions=(32, 16, 8),
         class_conditional=True,
-        num_classes=1000,
+        inputs=Inputs(num_classes=1000),
         **ADM | {"head_channels": 64},
     )
     assert size(network) == pytest.approx(published, abs=0.5e6)
@@ -181,7 +181,7 @@ class TestEveryNetwork:
         np.testing.assert_allclose(whole[2:3], alone, rtol=1e-4, atol=1e-4)
 
     def test_the_level_the_label_and_the_estimate_reach_the_output(self, name):
-        network = small(name, class_conditional=True, num_classes=3, self_conditioning=True)
+        network = small(name, class_conditional=True, inputs=Inputs(num_classes=3, self_conditioning=True))
         params, x = noisy_params(network), jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
         cond = {"label": jnp.array([0]), "x_0_hat": jnp.zeros_like(x)}
         base = network.apply(params, x, 10, cond=cond)
@@ -189,7 +189,7 @@ class TestEveryNetwork:
             assert jnp.abs(network.apply(params, x, t, cond=cond | change) - base).max() > 1e-3
 
     def test_the_augmentation_label_is_heard_through_nine_weights_a_channel_and_a_label_of_zero_is_not(self, name):
-        told, plain = (small(name, channels=8, augment_label=label) for label in (True, False))
+        told, plain = (small(name, channels=8, inputs=Inputs(augment_label=label)) for label in (True, False))
         params, x = noisy_params(told), jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
         out = told.apply(params, x, 10, cond={"augment_label": jnp.zeros((2, 9))})
         for i in range(9):
@@ -201,8 +201,20 @@ class TestEveryNetwork:
         assert jax.tree.structure(params) == jax.tree.structure(plain.init(jax.random.key(0)))
         np.testing.assert_allclose(plain.apply(params, x, 10, cond={}), out, rtol=1e-6, atol=1e-6)
 
+    def test_the_null_label_is_one_more_row_of_the_labels_embedding(self, name):
+        told, plain = (
+            small(name, class_conditional=True, inputs=Inputs(num_classes=3, null_label=null)) for null in (True, False)
+        )
+        shapes = [
+            jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(n.init, jax.random.key(0))) for n in (told, plain)
+        ]
+        for params in shapes:
+            embedding = params["level" if "level" in params else "LevelEmbedding_0"].pop("Embed_0")["embedding"]
+            assert embedding[0] == (4 if params is shapes[0] else 3)
+        assert shapes[0] == shapes[1]
+
     def test_a_missing_input_is_named(self, name):
-        network = small(name, class_conditional=True, num_classes=3)
+        network = small(name, class_conditional=True, inputs=Inputs(num_classes=3))
         with pytest.raises(ValueError, match="conditioned on 'label', but cond has \\[\\]"):
             network.apply(network.init(jax.random.key(0)), jnp.zeros((1, 8, 8, 3)), 1, cond={})
         with pytest.raises(ValueError, match="needs a data set with labels"):

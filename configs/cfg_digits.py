@@ -1,0 +1,24 @@
+"""Classifier-free guidance on scikit-learn's digits (Ho & Salimans 2022, arXiv:2207.12598).
+
+    python main.py --config=configs/cfg_digits.py --workdir=runs/cfg_digits
+    python main.py --workdir=runs/cfg_digits --mode=sample --label=3 --guidance_scale=3
+
+As `ddpm_digits`, but that the network is told the class of nine images in ten (label_dropout 0.1), and that samples
+are guided with scale 2, in 50 DDIM steps.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ddpm_digits import DIGITS
+from diffusion.config import config
+
+
+def get_config() -> ConfigDict:
+    """The run."""
+    return config(
+        **DIGITS | {"network": {**DIGITS["network"], "class_conditional": True}},
+        loss={"label_dropout": 0.1},
+        guidance={"scale": 2.0},
+        sampler={"name": "ddim"},
+        grid={"name": "strided", "num_steps": 50},
+    )
