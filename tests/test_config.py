@@ -270,7 +270,7 @@ def test_a_grid_beyond_the_trained_levels_is_warned_of_with_both_ranges(recwarn)
 AUGMENTED = {"name": "digits", "augment": 0.5}
 
 
-@pytest.mark.parametrize("self_conditioning", [False, True])
+@pytest.mark.parametrize("self_conditioning", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_augmented_runs_train_on_moved_images_and_draw_as_if_none_had_moved(self_conditioning):
     run = build.build(tiny(data=AUGMENTED, loss={"norm": "l2", "self_conditioning": self_conditioning}))
     params = noisy(run.new_state(jax.random.key(0)).params)

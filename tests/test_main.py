@@ -330,6 +330,7 @@ TINY_FLAGS = [
 ]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_continues(tmp_path):
     flags = [*TINY_FLAGS, f"--workdir={tmp_path}", "--config.training.sample_every=0", "--config.training.log_every=5"]
     first = program(*flags, "--config.training.num_steps=100000")

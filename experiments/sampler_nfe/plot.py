@@ -6,6 +6,7 @@ python experiments/sampler_nfe/plot.py
 import sys
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -43,17 +44,18 @@ def draw(panel, rows, label):
     for (solver, _), curve in curves(rows).items():
         for n, distance in curve.items():
             best.setdefault(solver, {})[n] = min(distance, best.get(solver, {}).get(n, distance))
-    for solver, curve in best.items():
+    for i, (solver, curve) in enumerate(best.items()):
         numbers = sorted(curve)
         style = "--" if solver.startswith(STOCHASTIC) else "-"
-        panel.plot(numbers, [curve[n] for n in numbers], style, marker="o", markersize=3, label=solver)
+        color = colormaps["tab20"](i)
+        panel.plot(numbers, [curve[n] for n in numbers], style, color=color, marker="o", markersize=3, label=solver)
     panel.set(xscale="log", yscale="log", xlabel="evaluations of the denoiser", ylabel=label)
     panel.set_xticks(EVALUATIONS, [str(n) for n in EVALUATIONS])
     panel.grid(alpha=0.3)
 
 
 def main():
-    figure = Figure(figsize=(12, 5), layout="constrained")
+    figure = Figure(figsize=(13, 5), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, (name, (label, digits)) in zip(panels, MEASURES.items(), strict=True):
         rows = Results(HERE / f"{name}.jsonl").rows
@@ -63,7 +65,7 @@ def main():
         panel.set_title(name)
     panels[0].set_ylim(0.4, 30)
     panels[1].set_ylim(0.01, 3)
-    panels[1].legend(fontsize=7)
+    figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     figure.savefig(HERE / "nfe.png", dpi=110)
 
 
