@@ -49,7 +49,7 @@ def main():
     parser.add_argument("--workdir", default="runs/digits")
     parser.add_argument("--num_samples", type=int, default=1024)
     parser.add_argument("--ddim_steps", type=int, nargs="*", default=[20, 50])
-    parser.add_argument("--guidance_scales", type=float, nargs="*", default=[0.0, 1.0, 2.0, 4.0])
+    parser.add_argument("--guidance_scales", type=float, nargs="*", default=[0.0, 1.0, 1.5, 2.0, 4.0])
     args = parser.parse_args()
     devices.one_per_core()
     (train, train_labels), (test, test_labels) = real("train"), real("test")
