@@ -27,7 +27,8 @@ def adaptive_ode(
     "dopri5", with tolerances of 1e-5). Needs diffrax: pip install diffrax.
 
     schedule:    a continuous path, the one that the grid was made from.
-    rtol, atol:  bounds of the error of one step, atol + rtol |x|, in root mean square over a sample.
+    rtol, atol:  bounds of the error of one step, atol + rtol |x|, in root mean square over a sample. No step is longer
+                 than 2 in log-SNR either: the estimate of a long step's error may vanish by chance.
     solver:      "bosh3" (order 3), "tsit5", "dopri5" (5) or "dopri8" (8).
     max_steps:   per interval of the grid, refused steps included. A sample that needs more is NaN, and a line is
                  printed that says how many are. (An exception cannot leave a computation that runs on many devices.)
@@ -45,6 +46,7 @@ def adaptive_ode(
     _check_options(schedule, rtol, atol, solver, max_steps)
     diffrax = _diffrax()
     method = getattr(diffrax, SOLVERS[solver])()
+    controller = diffrax.ClipStepSizeController(diffrax.PIDController(rtol, atol), step_ts=-_stations(schedule))
 
     def solve(denoise: Denoiser, x: Any, step: Step) -> Any:
         velocity = _by_row(sde.probability_flow(schedule, denoise), x, step.now.t)
@@ -59,7 +61,7 @@ def adaptive_ode(
                 None,
                 row,
                 args=i,
-                stepsize_controller=diffrax.PIDController(rtol, atol),
+                stepsize_controller=controller,
                 adjoint=diffrax.ForwardMode(),
                 max_steps=max_steps,
                 throw=False,
@@ -73,6 +75,12 @@ def adaptive_ode(
         return jax.lax.cond(step.to.sigma > 0, lambda: solve(denoise, x, step), lambda: step.to.alpha * x_0), None
 
     return Sampler(stateless, move, method.order(None), nfe=None, check=functools.partial(_check_grid, schedule))
+
+
+def _stations(schedule: Schedule) -> np.ndarray:
+    """The times, float32, at which every solution stops: all 2 in log-SNR, as far as float32 and the path reach."""
+    times = schedule.time_at(np.arange(-20.0, 21.0, 2.0))
+    return np.unique(np.float32(times[(times > 0) & (times < schedule.end)]))
 
 
 def _by_row(flow: Callable[[Any, Any], Any], x: Any, t: Any) -> Callable[[Any, Any, Any], Any]:

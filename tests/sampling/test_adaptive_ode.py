@@ -60,7 +60,7 @@ def draw(denoise, sampler, steps, z, ids, mean=MEAN):
     ("name", "solver"), [("vp", "tsit5"), ("sub-vp", "tsit5"), ("ve", "dopri5"), ("edm", "tsit5"), ("flow", "dopri8")]
 )
 def test_every_path_follows_the_exact_flow(name, solver):
-    sampler, (z, ids) = adaptive_ode(PATHS[name], solver=solver), place(8)
+    sampler, (z, ids) = adaptive_ode(PATHS[name], solver=solver), place(256, (1,))
     steps = grid(PATHS[name], sampler)
     x = draw(laws.gaussian_denoiser(MEAN, STD), sampler, steps, z, ids)
     assert x.dtype == np.float32
@@ -114,7 +114,7 @@ def test_a_sample_depends_on_its_own_noise_alone():
     whole = sampling.generate(MIXTURE, num_samples=24, **options)
     for first, n in ((5, 1), (4, 7)):
         alone = sampling.generate(MIXTURE, num_samples=n, first_id=first, **options)
-        np.testing.assert_allclose(alone, whole[first : first + n], atol=2e-5)  # compiled for another size: to rounding
+        np.testing.assert_allclose(alone, whole[first : first + n], atol=2e-4)  # rounding may refuse a step: to the tolerance
 
 
 def test_every_row_has_its_own_conditioning():
