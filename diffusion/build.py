@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion import augment, guidance, lookup, losses, schedules, workdir
-from diffusion.config import from_json, make
+from diffusion.config import BESIDES_OPTIONS, from_json, make
 from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
 from diffusion.denoiser import network_denoiser
@@ -87,8 +87,10 @@ class Run:
         """Conditioning on these labels in turn; None is all classes in turn, or nothing where the run has none."""
         if labels is None and not self.config.network.get("class_conditional"):
             return {}
-        labels = range(len(self.facts.class_names)) if labels is None else labels
-        return {"label": np.resize(np.asarray(labels, np.int32), num_samples)}
+        asked = np.asarray(range(len(self.facts.class_names)) if labels is None else labels)
+        if asked.ndim != 1 or not asked.size or not np.issubdtype(asked.dtype, np.integer):
+            raise ValueError(f"got labels {labels}, expected a list of one integer or more, such as [3, 8].")
+        return {"label": np.resize(np.clip(asked, -1, np.iinfo(np.int32).max).astype(np.int32), num_samples)}
 
     def check_cond(self, cond: Cond) -> None:
         """ValueError if the network cannot be conditioned on these values."""
@@ -96,7 +98,9 @@ class Run:
             if cond:
                 raise ValueError(f"got cond with {sorted(cond)}, but this run is not conditional: leave that out.")
             return
-        labels, count = np.asarray(cond.get("label", 0)), len(self.facts.class_names)
+        labels, count = np.asarray(cond.get("label")), len(self.facts.class_names)
+        if sorted(cond) != ["label"] or labels.ndim != 1:
+            raise ValueError(f"got cond with {sorted(cond)}; expected 'label' alone, an integer for each sample.")
         null = self.config.loss.label_dropout > 0
         wrong = labels[(labels < 0) | (labels >= count + null)]
         if wrong.size or not np.issubdtype(labels.dtype, np.integer):
@@ -320,7 +324,8 @@ def load(
     folder: the --workdir of the training; neither its config nor its data are needed again.
     step: which checkpoint, by default the newest.
     sampler, grid, guidance: settings that replace the run's own, such as sampler={"name": "ddim", "eta": 0.5} or
-    guidance={"scale": 3.0}; where the name is another one than the run's, the rest of the run's block does not apply.
+    guidance={"scale": 3.0}; where the name is another one than the run's, the rest of the run's block does not apply,
+    but for the threshold.
 
     FileNotFoundError if there is no run or no such checkpoint; ValueError for settings that do not exist.
     """
@@ -328,9 +333,10 @@ def load(
     settings, facts = workdir.read(folder, "config.json"), workdir.read(folder, "data.json")
     for block, given in {"sampler": sampler or {}, "grid": grid or {}, "guidance": guidance or {}}.items():
         own = settings.get(block, {})
-        same = given.get("name", own.get("name")) == own.get("name")
-        settings[block] = (own if same else {}) | dict(given)
-    facts = Facts(tuple(facts["shape"]), facts["num_values"], tuple(facts["class_names"]), facts["num_images"])
+        if given.get("name", own.get("name")) != own.get("name"):  # what was said of the other component is void
+            own = {key: own[key] for key in BESIDES_OPTIONS.get(block, ()) if key in own}
+        settings[block] = own | dict(given)
+    facts = Facts(tuple(facts["shape"]), facts["num_values"], tuple(facts["class_names"]), facts.get("num_images", 0))
     run = build(from_json(settings), facts)
     shape = jax.eval_shape(run.network.init, jax.random.key(0))
     params, step = checkpoint.load_params(folder / "checkpoints", shape, next(iter(run.ema_decays)), step)

@@ -1,5 +1,6 @@
 """What `main.py` does in each mode, also callable from a notebook: train(config, workdir), sample(workdir)."""
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -166,8 +167,10 @@ def _finish(run: build.Run, state: TrainState, folder: Path) -> None:
 
 
 def _draw_field(run: build.Run, drawn: Any, folder: Path) -> None:
-    """score.png: the samples and the learned score field at three levels."""
-    denoise = run.denoiser(run.params, run.cond(len(points.PLACES)))
+    """score.png: the samples and the learned score field at three levels; none for class-conditional runs."""
+    if run.config.network.get("class_conditional"):  # a field for each class, not one
+        return
+    denoise = run.denoiser(run.params, {})
     times = run.schedule.time_at(np.array([-4.0, 0.0, 4.0]))
     plain = denoise.bind(np.zeros_like(points.PLACES)) if isinstance(denoise, SelfConditioned) else denoise
     field = points.score_field(plain, drawn, run.schedule.level(jax.numpy.asarray(times)))
@@ -207,7 +210,8 @@ def sample(
     folder = Path(folder).expanduser()
     try:
         run = build.load(folder, sampler=sampler, grid=grid, guidance=guidance)
-        cond = run.cond(num_samples, labels or None)
+        labels = None if labels is None or not len(labels) else np.asarray(labels).tolist()
+        cond = run.cond(num_samples, labels)
         run.check_cond(cond)
         made = _description(run, num_samples, num_steps, seed, labels)
         workdir.check_writable(folder / "samples")
@@ -243,8 +247,8 @@ def _description(
     return {
         "sampler": blocks["sampler"],
         "grid": blocks["grid"],
-        "guidance": blocks["guidance"],
-        "labels": list(labels) if labels else None,
+        "guidance": {k: float(v) if k in ("scale", "rescale") else v for k, v in blocks["guidance"].items()},
+        "labels": labels,
         "num_steps": len(run.grid(num_steps).h),
         "num_samples": num_samples,
         "seed": seed,
@@ -257,6 +261,9 @@ def _file_name(made: Mapping[str, Any]) -> str:
     """Another name for other samples: ddim_eta0.5_scale2.0_label3_50steps_n64_seed0_checkpoint2000."""
     plain = {"name", "num_steps", "times"}
     options = {k: v for block in ("sampler", "grid") for k, v in made[block].items() if k not in plain}
+    grid, times = made["grid"]["name"], made["grid"].get("times")
+    options |= {} if grid in ("strided", "all_steps") else {"grid": grid}
+    options |= {"times": hashlib.sha256(repr(times).encode()).hexdigest()[:8]} if times else {}
     guidance = {k: v for k, v in made["guidance"].items() if v != DEFAULTS["guidance"][k]}
     labels = {"label": made["labels"]} if made["labels"] else {}
     words = [v if isinstance(v, str) else f"{k}{_word(v)}" for k, v in (options | guidance | labels).items()]

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from diffusion import data, levels, lookup, networks, parameterization, sampling, schedules, weights
 from diffusion.data.dataset import Dataset
@@ -76,7 +76,7 @@ DEFAULTS: dict[str, Any] = {
     "guidance": {"scale": 1.0, "interval": placeholder(tuple), "rescale": 0.0, "plus_plus": False},
     "logging": {"tensorboard": True, "num_samples": 64, "sample_steps": placeholder(int)},
 }
-"""Plain DDPM; the two things without a default are the data set's own options and training.num_steps."""
+"""Plain DDPM; a placeholder is an option that is left out, but for training.num_steps, which each config gives."""
 
 BESIDES_OPTIONS = {
     "data": ("flip", "augment"),
@@ -102,7 +102,11 @@ def config(**blocks: Any) -> ConfigDict:
 
 
 def _block(block: str, default: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    options: dict[str, Any] = dict(default)
+    # a placeholder is an object that holds its value: each config gets its own
+    options: dict[str, Any] = {
+        key: placeholder(value.get_type()) if isinstance(value, FieldReference) else value
+        for key, value in default.items()
+    }
     if block in PLACES:
         place = PLACES[block]
         types = lookup.option_types(place.module, place.returns, context=place.context)

@@ -90,7 +90,7 @@ def check_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
     if not saved_steps(workdir):
         return
     there, here = read(workdir, "data.json"), json.loads(json.dumps(facts))
-    changed = [f"  {key}: {there.get(key)} then, {here[key]} now" for key in here if there.get(key) != here[key]]
+    changed = [f"  {key}: {there[key]} then, {here[key]} now" for key in here if there.get(key, here[key]) != here[key]]
     if changed:
         raise ValueError(
             f"the data set has changed since the run in --workdir={workdir} began:\n" + "\n".join(changed) + "\n"

@@ -76,6 +76,16 @@ def test_every_cifar10_recipe_has_the_network_that_its_docstring_says(name, publ
     assert name in ("subvp_cifar10", "flow_cifar10") or f"{published:,}" in module.__doc__
 
 
+def test_two_configs_share_nothing():
+    first = tiny()
+    first.data.augment, first.schedule.log_snr_shift, first.guidance.interval = 0.12, -2.0, (-4.0, 2.0)
+    assert to_json(first)["data"]["augment"] == 0.12
+    second = to_json(tiny())
+    assert "augment" not in second["data"]
+    assert "log_snr_shift" not in second["schedule"]
+    assert "interval" not in second["guidance"]
+
+
 def test_the_cifar10_recipe_is_the_published_one():
     """Ho et al. 2020, appendix B, and its code."""
     full = importlib.import_module("configs.ddpm_cifar10").get_config()

@@ -92,6 +92,11 @@ class TestTraining:
         assert "optimizer.learning_rate: 0.001 there, 0.0005 now" in str(refusal.value)
         assert "schedule.name: linear_beta_scaled there, cosine_alpha_bar now" in str(refusal.value)
         assert "training" not in str(refusal.value)
+        for block, key, value in (("data", "augment", 0.5), ("schedule", "log_snr_shift", -2.0)):
+            other = small()
+            other[block][key] = value
+            with pytest.raises(commands.Refused, match=f"{block}.{key}: not set there, {value} now"):
+                commands.train(other, whole)
 
     def test_an_impossible_folder_is_refused(self, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("")
@@ -217,6 +222,16 @@ class TestGuidance:
         other = np.abs(guided - two).max((1, 2, 3))
         assert (other[::2] <= 1).all()
         assert other[1::2].min() > 1
+
+    def test_other_grids_have_other_names(self, labelled):
+        grids = [{}, {"name": "uniform_log_snr", "num_steps": 3}, {"name": "through", "times": (20, 10, 5, 0)}]
+        grids.append({"name": "through", "times": (20, 10, 4, 0)})
+        assert len({commands.sample(labelled, num_samples=2, grid=grid).name for grid in grids}) == 4
+
+    @pytest.mark.parametrize("labels", [[99_999_999_999], [-1]])
+    def test_labels_that_no_class_has_are_refused(self, labelled, labels):
+        with pytest.raises(commands.Refused, match="labels"):
+            commands.sample(labelled, num_samples=2, labels=labels)
 
     def test_a_continued_run_may_be_guided_differently(self, labelled, capsys):
         assert commands.train(guidable(guidance={"scale": 2.0}), labelled)

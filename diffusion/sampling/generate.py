@@ -74,15 +74,16 @@ def generate(
     save_every: also return every k-th state, path [states, num_samples, *shape], from noise to data.
     progress:   show a progress bar over batches.
 
-    Images are in [-1, 1] when x_0 is clipped, as the configs do.
+    Images are in [-1, 1] where x_0 is clipped (sampler.threshold=clip, the default), and else near it.
     """
     if num_samples < 1 or batch_size < 1:
         raise ValueError(f"got num_samples={num_samples}, batch_size={batch_size}; both must be at least 1.")
     make_denoiser, params, shape, sampler, steps = _parts(model, sampler, num_steps, shape, steps)
     cond = {name: np.asarray(rows) for name, rows in (cond or {}).items()}
     for name, rows in cond.items():
-        if len(rows) != num_samples:
-            raise ValueError(f"cond[{name!r}] has {len(rows)} rows, expected one for each of {num_samples} samples.")
+        if rows.shape[:1] != (num_samples,):
+            had = len(rows) if rows.ndim else "no"
+            raise ValueError(f"cond[{name!r}] has {had} rows, expected one for each of {num_samples} samples.")
     sampler.check(steps)
     if isinstance(model, Model):
         model.check_cond(cond)

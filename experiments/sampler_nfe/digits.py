@@ -28,12 +28,13 @@ def main():
     (train, labels), (test, _) = real("train"), real("test")
     classifier = DigitClassifier(train, labels)
     reference = statistics(classifier.features(np.concatenate([train, test])))
-    run, results = build.load(args.workdir), Results(Path(__file__).parent / "digits.jsonl")
+    run, results = build.load(args.workdir), Results(Path(args.workdir) / "sampler_nfe.jsonl")
     for evaluations in args.evaluations:
         for solver in SOLVERS:
             num_steps = solver.num_steps(evaluations)
             for grid, steps in grids(run.schedule, num_steps).items() if num_steps > 1 else ():
                 key = {"solver": solver.name, "grid": grid, "evaluations": evaluations, "n": args.num_samples}
+                key["checkpoint"] = run.step
                 if results.has(**key):
                     continue
                 steps = sampling.prepare(run.schedule, steps, solver.sampler)
@@ -41,7 +42,7 @@ def main():
                     run, num_samples=args.num_samples, seed=1, sampler=solver.sampler, steps=steps
                 )
                 distance = frechet_distance(statistics(classifier.features(drawn)), reference)
-                results.add(**key, steps=num_steps, checkpoint=run.step, distance=round(distance, 3))
+                results.add(**key, steps=num_steps, distance=round(distance, 3))
 
 
 if __name__ == "__main__":

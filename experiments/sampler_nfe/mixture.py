@@ -26,7 +26,8 @@ def main():
     schedule, denoise = schedules.linear_beta(), mixture_denoiser(MEANS, STDS, WEIGHTS)
     truth = mixture_samples(np.random.default_rng(0), MEANS, STDS, WEIGHTS, NUM_SAMPLES)
     again = mixture_samples(np.random.default_rng(1), MEANS, STDS, WEIGHTS, NUM_SAMPLES)
-    results = Results(Path(__file__).parent / "mixture.jsonl")
+    results = Results(Path("runs/mixture_nfe.jsonl"))
+    results.path.parent.mkdir(exist_ok=True)
     if not results.has(solver="exact draws"):
         results.add(solver="exact draws", n=NUM_SAMPLES, distance=round(sliced_wasserstein(again, truth), 4))
     for evaluations in EVALUATIONS:

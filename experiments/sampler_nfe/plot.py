@@ -1,8 +1,9 @@
 """Tables and a plot of what digits.py and mixture.py measured; see README.md beside this file.
 
-python experiments/sampler_nfe/plot.py
+python experiments/sampler_nfe/plot.py --digits=runs/digits/sampler_nfe.jsonl --mixture=runs/mixture_nfe.jsonl
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -55,10 +56,15 @@ def draw(panel, rows, label):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in MEASURES:
+        parser.add_argument(f"--{name}", default=HERE / f"{name}.jsonl", type=Path)
+    parser.add_argument("--out", default=HERE / "nfe.png", type=Path)
+    args = parser.parse_args()
     figure = Figure(figsize=(13, 5), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, (name, (label, digits)) in zip(panels, MEASURES.items(), strict=True):
-        rows = Results(HERE / f"{name}.jsonl").rows
+        rows = Results(getattr(args, name)).rows
         print(f"{name}: {label}")
         print_table(rows, digits)
         draw(panel, rows, label)
@@ -66,7 +72,7 @@ def main():
     panels[0].set_ylim(0.4, 30)
     panels[1].set_ylim(0.01, 3)
     figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    figure.savefig(HERE / "nfe.png", dpi=110)
+    figure.savefig(args.out, dpi=110)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,11 @@ import json
 class Results:
     def __init__(self, path):
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
-        self.rows = [json.loads(line) for line in lines]
+        text = path.read_text() if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]  # a kill may have left half a line
+        if whole != text:
+            path.write_text(whole)
+        self.rows = [json.loads(line) for line in whole.splitlines()]
 
     def has(self, **key):
         return any(key.items() <= row.items() for row in self.rows)

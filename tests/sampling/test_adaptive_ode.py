@@ -114,7 +114,7 @@ def test_a_sample_depends_on_its_own_noise_alone():
     whole = sampling.generate(MIXTURE, num_samples=24, **options)
     for first, n in ((5, 1), (4, 7)):
         alone = sampling.generate(MIXTURE, num_samples=n, first_id=first, **options)
-        np.testing.assert_allclose(alone, whole[first : first + n], atol=2e-4)  # rounding may refuse a step: to the tolerance
+        np.testing.assert_allclose(alone, whole[first : first + n], atol=2e-4)  # rounding may refuse a step
 
 
 def test_every_row_has_its_own_conditioning():
