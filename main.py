@@ -3,8 +3,7 @@
     python main.py --config=configs/ddpm_digits.py --workdir=runs/digits
     python main.py --workdir=runs/digits --mode=sample --num_samples=256 --sampler=ddim --num_steps=50
 
-Every option of the config is a flag: --config.schedule.name=cosine_alpha_bar, --config.loss.norm=l1, ...
-The same command again continues a run that was stopped.
+Every option of the config is a flag: --config.loss.norm=l1, ... The same command again continues a stopped run.
 """
 
 import sys
@@ -19,6 +18,7 @@ _MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "What to do.")
 _SAMPLING = (
     flags.DEFINE_integer("num_samples", 64, "mode=sample: how many.", lower_bound=1),
     flags.DEFINE_string("sampler", None, "mode=sample: another sampler than the run's own, such as ddim."),
+    flags.DEFINE_string("grid", None, "mode=sample: another grid than the run's own, such as uniform_log_snr."),
     flags.DEFINE_integer("num_steps", None, "mode=sample: sampling steps, fewer than the chain's."),
     flags.DEFINE_float("guidance_scale", None, "mode=sample: 1 is conditional, above 1 guided, 0 unconditional."),
     flags.DEFINE_multi_integer("label", None, "mode=sample: the class to draw; given more than once, in turn."),
@@ -52,8 +52,7 @@ def _train() -> int:
     from diffusion import commands
     from diffusion.config import switch
 
-    given = [flag.name for flag in _SAMPLING if flag.present]
-    if given:
+    if given := [flag.name for flag in _SAMPLING if flag.present]:
         raise commands.Refused(f"--{given[0]} is for --mode=sample; a training's options are --config.BLOCK.KEY=VALUE.")
     if _CONFIG.value is None:
         raise commands.Refused("training needs a config: --config=configs/ddpm_digits.py, or another file of configs/.")
@@ -68,8 +67,9 @@ def _sample() -> int:
         devices.one_per_core()
     options: dict[str, dict[str, Any]] = {"sampler": {}, "grid": {}, "guidance": {}}
     values = {flag.name: flag.value for flag in _SAMPLING}
-    short = {"sampler.name": values.pop("sampler"), "guidance.scale": values.pop("guidance_scale")}
-    for key, value in (_overrides() | {k: v for k, v in short.items() if v is not None}).items():
+    short = {"sampler.name": "sampler", "grid.name": "grid", "guidance.scale": "guidance_scale"}
+    asked = {key: value for key, name in short.items() if (value := values.pop(name)) is not None}
+    for key, value in (_overrides() | asked).items():
         block, _, name = key.partition(".")
         if block not in options:
             raise commands.Refused(f"--config.{key} cannot change a trained run; sampler.*, grid.*, guidance.* can.")
