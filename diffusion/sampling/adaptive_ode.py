@@ -34,7 +34,8 @@ def adaptive_ode(
                  printed that says how many are. (An exception cannot leave a computation that runs on many devices.)
 
     Every step of the grid is one interval, solved on its own; the last one, to clean data, is x_0_hat. So the grid
-    wants two steps, from noise to nearly clean to clean: grid.name=uniform_log_snr or karras with num_steps=2.
+    wants two steps, from noise to nearly clean to clean: grid.name=uniform_log_snr or karras with num_steps=2, and
+    where the path ends in pure noise (flow) grid.name=through with times such as (1.0, 0.01, 0.0).
 
     Each sample has step sizes of its own and does not depend on its batch. The denoiser is evaluated once per stage
     for the whole batch, as often as the slowest sample asks, and once more at the start of each step: there a
