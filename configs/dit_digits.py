@@ -8,6 +8,7 @@ As `flow_digits`, but for the network: 16 patches of 2x2 pixels, 4 blocks of wid
 from ml_collections import ConfigDict
 
 from configs.ddpm_digits import DIGITS
+from configs.flow_digits import FLOW
 from diffusion.config import config
 
 DIT = {"name": "dit", "patch_size": 2, "channels": 96, "num_blocks": 4, "num_heads": 4}
@@ -15,11 +16,4 @@ DIT = {"name": "dit", "patch_size": 2, "channels": 96, "num_blocks": 4, "num_hea
 
 def get_config() -> ConfigDict:
     """The run."""
-    return config(
-        **DIGITS | {"network": DIT},
-        schedule={"name": "flow"},
-        parameterization={"name": "flow"},
-        levels={"name": "logit_normal"},
-        sampler={"name": "heun", "threshold": "none"},
-        grid={"name": "strided", "num_steps": 20},
-    )
+    return config(**DIGITS | {"network": DIT}, **FLOW)

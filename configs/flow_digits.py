@@ -10,14 +10,16 @@ from ml_collections import ConfigDict
 from configs.ddpm_digits import DIGITS
 from diffusion.config import config
 
+FLOW = {
+    "schedule": {"name": "flow"},
+    "parameterization": {"name": "flow"},
+    "levels": {"name": "logit_normal"},
+    "sampler": {"name": "heun", "threshold": "none"},
+    "grid": {"name": "strided", "num_steps": 20},
+}
+"""The recipe, whatever the network."""
+
 
 def get_config() -> ConfigDict:
     """The run."""
-    return config(
-        **DIGITS,
-        schedule={"name": "flow"},
-        parameterization={"name": "flow"},
-        levels={"name": "logit_normal"},
-        sampler={"name": "heun", "threshold": "none"},
-        grid={"name": "strided", "num_steps": 20},
-    )
+    return config(**DIGITS, **FLOW)

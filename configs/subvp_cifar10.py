@@ -8,16 +8,11 @@ As `vp_cifar10`, on the path whose noise is smaller at every time. Published: 2.
 
 from ml_collections import ConfigDict
 
-from configs.vp_cifar10 import CIFAR10, DDPM_PLUS_PLUS
-from diffusion.config import config
+from configs import vp_cifar10
 
 
 def get_config() -> ConfigDict:
     """The run."""
-    return config(
-        **CIFAR10,
-        schedule={"name": "sub_vp_linear"},
-        network=DDPM_PLUS_PLUS,
-        sampler={"name": "euler_maruyama", "threshold": "none"},
-        grid={"name": "strided", "num_steps": 1000},
-    )
+    run = vp_cifar10.get_config()
+    run.schedule.name = "sub_vp_linear"
+    return run

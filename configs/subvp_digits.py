@@ -7,16 +7,11 @@ eps, beta from 0.1 to 20, t uniform on (0, 1], sampled with Euler-Maruyama.
 
 from ml_collections import ConfigDict
 
-from configs.ddpm_digits import DIGITS
-from diffusion.config import config
+from configs import vp_digits
 
 
 def get_config() -> ConfigDict:
     """The run."""
-    return config(
-        **DIGITS,
-        schedule={"name": "sub_vp_linear"},
-        sampler={"name": "euler_maruyama"},
-        grid={"name": "strided", "num_steps": 500},
-        logging={"sample_steps": 100},
-    )
+    run = vp_digits.get_config()
+    run.schedule.name = "sub_vp_linear"
+    return run

@@ -20,7 +20,7 @@ from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
 from diffusion.denoiser import network_denoiser
 from diffusion.keys import stream
-from diffusion.levels import AdaptiveLevels, LevelSampler
+from diffusion.levels import LevelSampler, adaptive
 from diffusion.networks.network import Inputs, Network
 from diffusion.parameterization import Parameterization
 from diffusion.sampling import grids
@@ -88,9 +88,10 @@ class Run:
         if labels is None and not self.config.network.get("class_conditional"):
             return {}
         asked = np.asarray(range(len(self.facts.class_names)) if labels is None else labels)
-        if asked.ndim != 1 or not asked.size or not np.issubdtype(asked.dtype, np.integer):
-            raise ValueError(f"got labels {labels}, expected a list of one integer or more, such as [3, 8].")
-        return {"label": np.resize(np.clip(asked, -1, np.iinfo(np.int32).max).astype(np.int32), num_samples)}
+        self.check_cond({"label": asked})
+        if not asked.size:
+            raise ValueError("got no labels, expected a list of one integer or more, such as [3, 8].")
+        return {"label": np.resize(asked.astype(np.int32), num_samples)}
 
     def check_cond(self, cond: Cond) -> None:
         """ValueError if the network cannot be conditioned on these values."""
@@ -144,8 +145,7 @@ class Run:
 
     def new_state(self, key: jax.Array) -> TrainState:
         """The training state at step 0."""
-        memory = self.levels.init() if isinstance(self.levels, AdaptiveLevels) else None
-        return new_state(self.network.init(key), self.optimizer, self.ema_decays, memory)
+        return new_state(self.network.init(key), self.optimizer, self.ema_decays, adaptive(self.levels).init())
 
 
 def build(config: ConfigDict, facts: Facts | None = None) -> Run:

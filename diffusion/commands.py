@@ -212,7 +212,6 @@ def sample(
         run = build.load(folder, sampler=sampler, grid=grid, guidance=guidance)
         labels = None if labels is None or not len(labels) else np.asarray(labels).tolist()
         cond = run.cond(num_samples, labels)
-        run.check_cond(cond)
         made = _description(run, num_samples, num_steps, seed, labels)
         workdir.check_writable(folder / "samples")
         (folder / "samples").mkdir(exist_ok=True)

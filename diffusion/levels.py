@@ -50,11 +50,11 @@ class AdaptiveLevels:
         return self.draw(self.init(), key, batch_size).level
 
 
-def draw(levels: LevelSampler, memory: Any, key: jax.Array, batch_size: int) -> Draw:
-    """The Draw of any level sampler; memory None is the one before the first update."""
-    if not isinstance(levels, AdaptiveLevels):
-        return Draw(levels(key, batch_size))
-    return levels.draw(levels.init() if memory is None else memory, key, batch_size)
+def adaptive(levels: LevelSampler) -> AdaptiveLevels:
+    """Any level sampler as one with a memory; that of a plain one is always None."""
+    if isinstance(levels, AdaptiveLevels):
+        return levels
+    return AdaptiveLevels(lambda: None, lambda _, key, n: Draw(levels(key, n)), lambda memory, place, losses: None)
 
 
 def uniform(schedule: Schedule) -> LevelSampler:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from diffusion.gaussian import diffuse
 from diffusion.keys import stream
-from diffusion.levels import AdaptiveLevels, LevelSampler, draw
+from diffusion.levels import LevelSampler, adaptive
 from diffusion.lookup import suggest
 from diffusion.parameterization import Parameterization
 from diffusion.types import Cond, NoiseLevel, expand
@@ -85,7 +85,9 @@ def denoising_loss(
     metrics:  "loss" and, by log-SNR bin, "bin_loss" and "bin_count" (sums, so that they add up over steps).
     """
     x_0, cond = batch["image"], {k: v for k, v in batch.items() if k != "image"}
-    level, importance, place = draw(levels, memory, stream(key, "levels"), x_0.shape[0])
+    sampler = adaptive(levels)
+    memory = sampler.init() if memory is None else memory
+    level, importance, place = sampler.draw(memory, stream(key, "levels"), x_0.shape[0])
     eps = jax.random.normal(stream(key, "noise"), x_0.shape, x_0.dtype)
     x_t = diffuse(x_0, eps, level)
     c_in = expand(param.coefs(level)[0], x_t)
@@ -102,10 +104,8 @@ def denoising_loss(
     per_sample = weight(level, param) * error.reshape(error.shape[0], -1).mean(1)
     loss = (importance * per_sample).mean()
     metrics = {"loss": loss, **_by_level(per_sample, level, importance)}
-    if isinstance(levels, AdaptiveLevels):
-        metrics["memory"] = levels.update(
-            levels.init() if memory is None else memory, place, jax.lax.stop_gradient(per_sample)
-        )
+    if memory is not None:
+        metrics["memory"] = sampler.update(memory, place, jax.lax.stop_gradient(per_sample))
     return loss, metrics
 
 

@@ -95,7 +95,7 @@ class TestLossSecondMoment:
         rng = np.random.default_rng(0)
         for _ in range(6):
             memory = sampler.init() if memory is None else memory
-            _, importance, _ = levels.draw(sampler, memory, jax.random.key(0), 64)
+            _, importance, _ = sampler.draw(memory, jax.random.key(0), 64)
             full = all(len(last) == 2 for last in lists)
             assert (np.asarray(importance) == 1).all() != full
             place, losses = rng.integers(0, 5, 7), rng.random(7).astype(np.float32)

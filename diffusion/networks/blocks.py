@@ -86,8 +86,5 @@ class SelfAttention(nn.Module):
         dtype, heads = self.style.dtype, self.style.heads(c)
         y = GroupNorm(dtype)(x).reshape(b, h * w, c)
         q, k, v = (Dense(c, dtype, name=name)(y).reshape(b, h * w, heads, c // heads) for name in "qkv")
-        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32) * (c // heads) ** -0.5
-        attended = jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(logits).astype(v.dtype), v)
-        return self.style.joined(
-            x, Dense(c, dtype, zero=True, name="out")(attended.reshape(b, h * w, c)).reshape(x.shape)
-        )
+        attended = jax.nn.dot_product_attention(q, k, v).reshape(b, h * w, c)
+        return self.style.joined(x, Dense(c, dtype, zero=True, name="out")(attended).reshape(x.shape))

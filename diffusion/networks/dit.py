@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion.networks.layers import Dense, Dtype, LevelEmbedding
+from diffusion.networks.layers import Dense, Dtype, LevelEmbedding, with_estimate
 from diffusion.networks.network import Inputs, Network, check_dropout, from_linen, near_sizes, one_of
 
 LEVEL_WIDTH = 256
@@ -136,8 +136,7 @@ class DiT(nn.Module):
     @nn.compact
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
         _, h, w, out_channels = x.shape
-        if "x_0_hat" in cond:
-            x = jnp.concatenate([x, cond["x_0_hat"]], axis=-1)
+        x = with_estimate(x, cond)
         level = LevelEmbedding(LEVEL_WIDTH, self.channels, self.num_labels, self.dtype, name="level")
         emb = nn.swish(level(noise_cond, cond))
         table = position_table(h // self.patch_size, w // self.patch_size, self.channels)

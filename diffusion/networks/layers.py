@@ -116,6 +116,11 @@ class Dense(nn.Module):
         return nn.Dense(self.channels, dtype=self.dtype, kernel_init=zeros if self.zero else fan_avg_uniform)(x)
 
 
+def with_estimate(x: Array, cond: Any) -> Array:
+    """x with the network's own last estimate as further channels, where cond has one (self-conditioning)."""
+    return jnp.concatenate([x, cond["x_0_hat"]], axis=-1) if "x_0_hat" in cond else x
+
+
 class LevelEmbedding(nn.Module):
     """The noise level (and the class label, if num_labels is above 0) as one vector of the given width.
 
@@ -153,7 +158,8 @@ def _convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: An
     and the transforms of the image cost more than the products save; too many for so few pixels, and those of the
     kernel do. The choice does not look at the batch size, so a sample stays the same in every batch.
     """
-    plain = kernel.shape[:2] == (3, 3) and set(strides) == {1} and options["feature_group_count"] == 1
+    plain = kernel.shape[:2] == (3, 3) and set(strides) == {1} and padding == "SAME"
+    plain = plain and options["feature_group_count"] == 1
     pays = 64 <= min(kernel.shape[2:]) <= 4 * x.shape[1] * x.shape[2]
     if plain and pays and x.dtype == jnp.float32 and jax.default_backend() == "cpu":
         return winograd_3x3(x, kernel)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion.networks.layers import Dense, LevelEmbedding
+from diffusion.networks.layers import Dense, LevelEmbedding, with_estimate
 from diffusion.networks.network import Inputs, Network, check_dropout, from_linen
 
 
@@ -41,8 +41,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
         shape = x.shape
-        if "x_0_hat" in cond:
-            x = jnp.concatenate([x, cond["x_0_hat"]], axis=-1)
+        x = with_estimate(x, cond)
         emb = nn.swish(LevelEmbedding(self.channels, self.channels, self.num_labels, jnp.float32)(noise_cond, cond))
         x = Dense(self.channels, jnp.float32)(x.reshape(shape[0], -1))
         for _ in range(self.num_blocks):

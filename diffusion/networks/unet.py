@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion.networks.blocks import Block, SelfAttention, Style
-from diffusion.networks.layers import Conv, GroupNorm, LevelEmbedding
+from diffusion.networks.layers import Conv, GroupNorm, LevelEmbedding, with_estimate
 from diffusion.networks.network import Inputs, Network, check_dropout, from_linen, near_sizes, one_of
 from diffusion.networks.resample import blur, check_taps
 from diffusion.types import check_positive
@@ -157,8 +157,7 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
         out_channels, style, dtype = x.shape[-1], self.style, self.style.dtype
-        if "x_0_hat" in cond:
-            x = jnp.concatenate([x, cond["x_0_hat"]], axis=-1)
+        x = with_estimate(x, cond)
         embed = LevelEmbedding(self.channels, 4 * self.channels, self.num_labels, dtype, self.fourier_scale)
         emb = nn.swish(embed(noise_cond, cond))
 

@@ -57,11 +57,7 @@ class Checkpoints:
         for, so that a state from before they existed is restored too.
         """
         item = {name: value for name, value in target._asdict().items() if value is not None}
-        args = ocp.args.PyTreeRestore(
-            item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
-        )
-        with ocp.PyTreeCheckpointer() as reader:
-            return TrainState(**reader.restore(self.folder / str(self.latest_step()) / "state", args=args))
+        return TrainState(**_read(self.folder / str(self.latest_step()), item))
 
 
 def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | None = None) -> tuple[Params, int]:
@@ -79,11 +75,15 @@ def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | N
     step = steps[-1] if step is None else step
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shape = {"ema": {ema_name: jax.tree.map(lambda s: _placed(s, place), params_shape)}}
-    args = ocp.args.PyTreeRestore(
-        shape, restore_args=ocp.checkpoint_utils.construct_restore_args(shape), partial_restore=True
-    )
+    return _read(folder / str(step), shape)["ema"][ema_name], step
+
+
+def _read(checkpoint: Path, item: Mapping[str, Any]) -> Any:
+    """The part of a checkpoint's state that item names, laid out as its leaves (shapes with shardings) say."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item, restore_args=restore_args, partial_restore=True)
     with ocp.PyTreeCheckpointer() as reader:
-        return reader.restore(folder / str(step) / "state", args=args)["ema"][ema_name], step
+        return reader.restore(checkpoint / "state", args=args)
 
 
 def _placed(leaf: Any, place: Any) -> jax.ShapeDtypeStruct:

@@ -15,7 +15,7 @@ from diffusion import build, devices, sampling
 from diffusion.metrics.frechet import frechet_distance, statistics
 from experiments.digits_quality.measure import DigitClassifier, real
 from experiments.sampler_nfe.results import Results
-from experiments.sampler_nfe.solvers import EVALUATIONS, SOLVERS, grids
+from experiments.sampler_nfe.solvers import EVALUATIONS, measure
 
 
 def main():
@@ -29,20 +29,12 @@ def main():
     classifier = DigitClassifier(train, labels)
     reference = statistics(classifier.features(np.concatenate([train, test])))
     run, results = build.load(args.workdir), Results(Path(args.workdir) / "sampler_nfe.jsonl")
-    for evaluations in args.evaluations:
-        for solver in SOLVERS:
-            num_steps = solver.num_steps(evaluations)
-            for grid, steps in grids(run.schedule, num_steps).items() if num_steps > 1 else ():
-                key = {"solver": solver.name, "grid": grid, "evaluations": evaluations, "n": args.num_samples}
-                key["checkpoint"] = run.step
-                if results.has(**key):
-                    continue
-                steps = sampling.prepare(run.schedule, steps, solver.sampler)
-                drawn = sampling.generate(
-                    run, num_samples=args.num_samples, seed=1, sampler=solver.sampler, steps=steps
-                )
-                distance = frechet_distance(statistics(classifier.features(drawn)), reference)
-                results.add(**key, steps=num_steps, distance=round(distance, 3))
+
+    def distance(sampler, steps):
+        drawn = sampling.generate(run, num_samples=args.num_samples, seed=1, sampler=sampler, steps=steps)
+        return round(frechet_distance(statistics(classifier.features(drawn)), reference), 3)
+
+    measure(results, run.schedule, distance, args.evaluations, n=args.num_samples, checkpoint=run.step)
 
 
 if __name__ == "__main__":

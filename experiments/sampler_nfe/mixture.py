@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from diffusion import sampling, schedules
 from diffusion.metrics.sliced_wasserstein import sliced_wasserstein
 from experiments.sampler_nfe.results import Results
-from experiments.sampler_nfe.solvers import EVALUATIONS, SOLVERS, grids
+from experiments.sampler_nfe.solvers import measure
 from tests.laws import mixture_denoiser, mixture_samples
 
 NUM_SAMPLES = 20_000
@@ -30,23 +30,13 @@ def main():
     results.path.parent.mkdir(exist_ok=True)
     if not results.has(solver="exact draws"):
         results.add(solver="exact draws", n=NUM_SAMPLES, distance=round(sliced_wasserstein(again, truth), 4))
-    for evaluations in EVALUATIONS:
-        for solver in SOLVERS:
-            num_steps = solver.num_steps(evaluations)
-            for grid, steps in grids(schedule, num_steps).items() if num_steps > 1 else ():
-                key = {"solver": solver.name, "grid": grid, "evaluations": evaluations, "n": NUM_SAMPLES}
-                if results.has(**key):
-                    continue
-                drawn = sampling.generate(
-                    denoise,
-                    num_samples=NUM_SAMPLES,
-                    batch_size=NUM_SAMPLES,
-                    seed=1,
-                    shape=(2,),
-                    sampler=solver.sampler,
-                    steps=sampling.prepare(schedule, steps, solver.sampler),
-                )
-                results.add(**key, steps=num_steps, distance=round(sliced_wasserstein(np.asarray(drawn), truth), 4))
+
+    def distance(sampler, steps):
+        options = {"num_samples": NUM_SAMPLES, "batch_size": NUM_SAMPLES, "seed": 1, "shape": (2,)}
+        drawn = sampling.generate(denoise, sampler=sampler, steps=steps, **options)
+        return round(sliced_wasserstein(np.asarray(drawn), truth), 4)
+
+    measure(results, schedule, distance, n=NUM_SAMPLES)
 
 
 if __name__ == "__main__":

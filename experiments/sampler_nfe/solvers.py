@@ -9,7 +9,6 @@ from diffusion import sampling
 from diffusion.sampling.sampler import Sampler
 
 EVALUATIONS = (5, 10, 20, 50, 100, 250, 1000)
-LANGEVIN_MOVES = 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ SOLVERS = [
     Solver("dpmpp_sde", sampling.dpmpp_sde()),
     Solver("unipc", sampling.unipc()),
     Solver("predictor_corrector", sampling.predictor_corrector()),
-    Solver("annealed_langevin, 2 moves", sampling.annealed_langevin(moves=LANGEVIN_MOVES)),
+    Solver("annealed_langevin, 2 moves", sampling.annealed_langevin(moves=2)),
 ]
 
 
@@ -46,3 +45,15 @@ def grids(schedule, num_steps):
     if num_steps < schedule.num_steps / 4:
         found["uniform_log_snr"] = sampling.uniform_log_snr(schedule, num_steps, log_snr_max=6.0)
     return found
+
+
+def measure(results, schedule, distance, evaluations=EVALUATIONS, **facts):
+    """Adds a row for each solver and grid that has none yet; distance(sampler, steps) samples and measures."""
+    for budget in evaluations:
+        for solver in SOLVERS:
+            num_steps = solver.num_steps(budget)
+            for grid, steps in grids(schedule, num_steps).items() if num_steps > 1 else ():
+                key = {"solver": solver.name, "grid": grid, "evaluations": budget, **facts}
+                if not results.has(**key):
+                    steps = sampling.prepare(schedule, steps, solver.sampler)
+                    results.add(**key, steps=num_steps, distance=distance(solver.sampler, steps))
