@@ -1,9 +1,6 @@
-"""What `main.py` does in each mode, also callable from a notebook: train(config, workdir), sample(workdir)."""
+"""Training, from a config to a finished run."""
 
-import hashlib
-import json
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from diffusion import build, devices, images, keys, points, sampling, workdir
-from diffusion.config import DEFAULTS, to_json
+from diffusion.commands.console import Refused, say
 from diffusion.config import config as default_config
-from diffusion.data.scaling import to_uint8
+from diffusion.config import to_json
 from diffusion.provenance import provenance
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Checkpoints
@@ -26,18 +23,6 @@ from diffusion.training.loop import Hook, fit
 from diffusion.training.state import TrainState
 from diffusion.training.step import compile_step, make_train_step
 from diffusion.types import SelfConditioned
-
-
-class Refused(Exception):
-    """The user's input cannot be run; the message says what to write instead."""
-
-
-def join_cluster() -> None:
-    """Makes this process one of a job's; Refused where there is no cluster to join."""
-    try:
-        devices.start_processes()
-    except ValueError as error:
-        raise Refused(str(error)) from error
 
 
 def train(config: ConfigDict, folder: str | Path) -> bool:
@@ -57,7 +42,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
         state = _start(run, checkpoints, target, key, mesh)
         first_step = int(state.step)
         if first_step >= training.num_steps:
-            _say(f"nothing to train: the run in {folder} has done {first_step} of {training.num_steps} steps.")
+            say(f"nothing to train: the run in {folder} has done {first_step} of {training.num_steps} steps.")
             if not (folder / "samples.png").exists():
                 _finish(run, state, folder)
             return True
@@ -84,7 +69,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
             logs.close()
         checkpoints.wait()
     if int(state.step) < training.num_steps:
-        _say(f"stopped at step {int(state.step)} and saved it in {folder}; the same command continues.")
+        say(f"stopped at step {int(state.step)} and saved it in {folder}; the same command continues.")
         return False
     _finish(run, state, folder)
     return True
@@ -112,13 +97,13 @@ def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run, An
 def _start(run: build.Run, checkpoints: Checkpoints, target: TrainState, key: jax.Array, mesh: Any) -> TrainState:
     """The newest checkpoint's state, or a new one; says which."""
     num_params = sum(leaf.size for leaf in jax.tree.leaves(target.params))
-    _say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}")
+    say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}")
     step = checkpoints.latest_step()
     if step is None:
         return states.create(run.new_state, keys.stream(key, "init"), mesh)
     state = checkpoints.restore(target)
     averages = ", ".join(target.ema)
-    _say(f"restored step {step} from {checkpoints.folder}: parameters, optimizer state, EMA ({averages}).")
+    say(f"restored step {step} from {checkpoints.folder}: parameters, optimizer state, EMA ({averages}).")
     return state
 
 
@@ -128,7 +113,7 @@ def _compiled(run: build.Run, mesh: Any, target: TrainState, batch: Any, key: ja
     step = make_train_step(run.loss, run.optimizer, run.ema_decays, ema_warmup=run.config.ema.warmup)
     batch = devices.from_local_rows(batch, mesh)
     compiled = compile_step(step, mesh, target).lower(target, batch, keys.stream(key, "train")).compile()
-    _say(f"train step compiled in {time.perf_counter() - start:.1f} s")
+    say(f"train step compiled in {time.perf_counter() - start:.1f} s")
     return compiled
 
 
@@ -185,95 +170,3 @@ def _last_good(checkpoints: Checkpoints, folder: Path) -> str:
         f"{kept}. The same command would meet the same numbers again: train with a lower optimizer.learning_rate or a "
         "positive optimizer.clip_norm in another --workdir."
     )
-
-
-def sample(
-    folder: str | Path,
-    *,
-    num_samples: int = 64,
-    num_steps: int | None = None,
-    seed: int = 0,
-    batch_size: int = 256,
-    sampler: Mapping[str, Any] | None = None,
-    grid: Mapping[str, Any] | None = None,
-    guidance: Mapping[str, Any] | None = None,
-    labels: Sequence[int] | None = None,
-) -> Path:
-    """Draws samples from the run in the folder and writes them to <folder>/samples/; the path of the .npz.
-
-    sampler, grid, guidance: settings that replace the run's own, as in `build.load`. labels: the classes to draw, in
-    turn; None is all of them. The .npz holds `arr_0`, uint8 [n, h, w, c], the layout that public FID evaluators read
-    (float32 [n, 2] for points); a PNG grid of the first 256 and a JSON that says how they were made lie beside it.
-    The rest of the config comes from the folder.
-    Refused: before anything is drawn.
-    """
-    folder = Path(folder).expanduser()
-    try:
-        run = build.load(folder, sampler=sampler, grid=grid, guidance=guidance)
-        labels = None if labels is None or not len(labels) else np.asarray(labels).tolist()
-        cond = run.cond(num_samples, labels)
-        made = _description(run, num_samples, num_steps, seed, labels)
-        workdir.check_writable(folder / "samples")
-        (folder / "samples").mkdir(exist_ok=True)
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
-    start = time.perf_counter()
-    drawn = sampling.generate(
-        run,
-        num_samples=num_samples,
-        seed=seed,
-        num_steps=num_steps,
-        cond=cond,
-        batch_size=batch_size,
-        progress=jax.process_index() == 0,
-    )
-    file = folder / "samples" / f"{_file_name(made)}.npz"
-    if jax.process_index() == 0:
-        of_images = len(run.shape) == 3
-        np.savez(file, arr_0=to_uint8(drawn) if of_images else drawn)
-        images.save_png(file.with_suffix(".png"), drawn[:256] if of_images else drawn)
-        file.with_suffix(".json").write_text(json.dumps(made | provenance(), indent=2) + "\n")
-        seconds = time.perf_counter() - start
-        print(f"{num_samples} samples in {seconds:.1f} s: {file} and {file.with_suffix('.png').name} beside it")
-    return file
-
-
-def _description(
-    run: build.Run, num_samples: int, num_steps: int | None, seed: int, labels: Sequence[int] | None
-) -> dict[str, Any]:
-    """How samples are made: everything that decides their pixels."""
-    blocks = to_json(run.config)
-    return {
-        "sampler": blocks["sampler"],
-        "grid": blocks["grid"],
-        "guidance": {k: float(v) if k in ("scale", "rescale") else v for k, v in blocks["guidance"].items()},
-        "labels": labels,
-        "num_steps": len(run.grid(num_steps).h),
-        "num_samples": num_samples,
-        "seed": seed,
-        "checkpoint_step": run.step,
-        "ema": next(iter(run.ema_decays)),
-    }
-
-
-def _file_name(made: Mapping[str, Any]) -> str:
-    """Another name for other samples: ddim_eta0.5_scale2.0_label3_50steps_n64_seed0_checkpoint2000."""
-    plain = {"name", "num_steps", "times"}
-    options = {k: v for block in ("sampler", "grid") for k, v in made[block].items() if k not in plain}
-    grid, times = made["grid"]["name"], made["grid"].get("times")
-    options |= {} if grid in ("strided", "all_steps") else {"grid": grid}
-    options |= {"times": hashlib.sha256(repr(times).encode()).hexdigest()[:8]} if times else {}
-    guidance = {k: v for k, v in made["guidance"].items() if v != DEFAULTS["guidance"][k]}
-    labels = {"label": made["labels"]} if made["labels"] else {}
-    words = [v if isinstance(v, str) else f"{k}{_word(v)}" for k, v in (options | guidance | labels).items()]
-    counts = f"{made['num_steps']}steps_n{made['num_samples']}_seed{made['seed']}_checkpoint{made['checkpoint_step']}"
-    return "_".join([made["sampler"]["name"], *words, counts])
-
-
-def _word(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)
