@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Integer, UInt8
+from jaxtyping import Float32, Int32, Integer, UInt8
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded pixels; CIFAR-10 takes 0.15 GiB, 64x64 RGB reaches it at 174,762 images
 MAX_LISTED = 50  # lines of one error message
 
-Record = dict[str, Any]  # {"image": uint8 [h, w, c]} and, in a labelled set, {"label": np.int32}
+Record = dict[str, Any]
+"""{"image": uint8 [h, w, c]}, and where the set has them "label": np.int32 and "text": int32 [length]."""
 
 
 class UnreadableImage(ValueError):
@@ -32,18 +33,22 @@ class Dataset:
     """A split of a data set.
 
     Attributes:
-        source: `source[i]` is {"image": uint8 [h, w, c], "label": np.int32}, without "label" in an unlabelled
-            set.
+        source: `source[i]` is {"image": uint8 [h, w, c], "label": np.int32, "text": int32 [caption_length]}, without
+            "label" in an unlabelled set, and without "text" in a set without captions.
         shape: (h, w, c), the same for every image; (2,) for points in the plane.
         num_values: stored intensities are 0..num_values-1: 256 for 8-bit images, 17 for scikit-learn's digits; 0 for
             values that are no intensities but float32 in [-1, 1] already.
         class_names: the name of label 0, 1, ...; () in an unlabelled set.
+        caption_length: tokens of each caption (`captions.encode`); 0 in a set without captions.
+        captions: up to 64 different captions of the set, for grids of samples.
     """
 
     source: Source
     shape: tuple[int, ...]
     num_values: int = 256
     class_names: tuple[str, ...] = ()
+    caption_length: int = 0
+    captions: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -56,10 +61,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class MemorySource:
-    """Records that lie in two arrays: images [n, ...], and labels [n] or None."""
+    """Records that lie in arrays: images [n, ...], labels [n] or None, and captions' tokens [n, length] or None."""
 
     images: UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n ..."]
     labels: Integer[np.ndarray, " n"] | None = None
+    text: Int32[np.ndarray, "n length"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,9 +75,8 @@ class MemorySource:
 
     def gather(self, indices: SupportsIndex | Integer[np.ndarray, " m"]) -> Record:
         """Returns the records at `indices` as one batch of copies, all at once."""
-        if self.labels is None:
-            return {"image": self.images[indices]}
-        return {"image": self.images[indices], "label": self.labels[indices]}
+        columns = {"image": self.images, "label": self.labels, "text": self.text}
+        return {key: column[indices] for key, column in columns.items() if column is not None}
 
 
 def from_arrays(
@@ -129,8 +134,7 @@ def decode_into_memory(source: Source, shape: tuple[int, int, int], *, limit: in
     from tqdm import tqdm
 
     images = np.empty((len(source), *shape), np.uint8)
-    labels = np.empty(len(source), np.int32)
-    labelled = False
+    besides: dict[str, list[Any]] = {"label": [], "text": []}
     problems = []
     for i in tqdm(range(len(source)), desc="decoding images", unit=" images", disable=None):
         try:
@@ -139,11 +143,11 @@ def decode_into_memory(source: Source, shape: tuple[int, int, int], *, limit: in
             problems.append(str(problem))
             continue
         images[i] = record["image"]
-        labelled = "label" in record
-        if labelled:
-            labels[i] = record["label"]
+        for key, values in besides.items():
+            values += [record[key]] if key in record else []
     require_readable(problems, len(source))
-    return MemorySource(images, labels if labelled else None)
+    labels, text = (np.stack(values) if values else None for values in besides.values())
+    return MemorySource(images, labels, text)
 
 
 def require_readable(problems: Sequence[str], num_images: int) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion.data import image_folder as module
+from diffusion.data.folder import FolderSource
 from diffusion.data.image_folder import image_folder
 from diffusion.data.pipeline import batches
 
@@ -137,7 +138,7 @@ def test_large_folders_stay_on_disk(tmp_path, fill, monkeypatch):
     (tmp_path / "05.png").write_bytes((tmp_path / "05.png").read_bytes()[:-40])
     monkeypatch.setattr(module, "decode_into_memory", lambda source, shape: source)
     source = image_folder(path).source
-    assert isinstance(source, module.FolderSource)
+    assert isinstance(source, FolderSource)
     for i in (11, 0, 4):
         np.testing.assert_array_equal(source[i]["image"], RGB[i])
     with pytest.raises(ValueError, match=r"05\.png: "):
@@ -258,7 +259,7 @@ def test_links_are_followed_but_not_around_in_circles(tmp_path, fill):
     (tmp_path / "set" / "cat").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     assert image_folder(str(tmp_path / "set")).class_names == ("cat",)
     (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    with pytest.raises(ValueError, match="too deep"):
+    with pytest.raises(ValueError, match="loop is a link to .*cat, which it lies in"):
         image_folder(str(tmp_path / "set"))
 
 
