@@ -164,7 +164,10 @@ def test_unknown_keys_are_named_with_the_right_ones(blocks, words):
         ({"grid": {"name": "strided", "num_steps": 2000}}, "expected 1..1000"),
         ({"optimizer": {"name": "sgd"}}, "Known: adam, adamw"),
         ({"ema": {"decays": (2.0,)}}, "ema.decays has 2.0"),
-        ({"data": {"name": "cifar100"}}, "Known: cifar10, digits, fashion_mnist, image_folder, mnist, tfds"),
+        (
+            {"data": {"name": "cifar100"}},
+            "Known: captioned_digits, captioned_folder, cifar10, digits, fashion_mnist, image_folder, mnist, tfds",
+        ),
         ({"data": {"name": "digits", "augment": 0.0}}, "data.augment is 0.0, expected .* above 0 .* such as 0.12"),
         ({"data": {"name": "digits", "augment": 12.0}}, "data.augment is 12.0, expected .* at most 1, such as 0.12"),
         ({"data": {"name": "digits", "augment": 0.12, "flip": True}}, "data.flip=True .* write data.flip=False"),

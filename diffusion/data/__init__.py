@@ -1,9 +1,10 @@
 """Data sets, and the pipelines that turn them into batches.
 
 One data set is one file, and its function has the file's name: `digits`, `cifar10`, `mnist`,
-`fashion_mnist`, `tfds` (any prepared TensorFlow Datasets folder) and `image_folder`. Each takes
-`split` and returns a `dataset.Dataset`: random access to uint8 images, and labels where there are
-any. From there on everything is shared:
+`fashion_mnist`, `tfds` (any prepared TensorFlow Datasets folder) and `image_folder`; with captions,
+`captioned_digits` and `captioned_folder`. Each takes `split` and returns a `dataset.Dataset`: random
+access to uint8 images, labels where there are any, and captions as tokens (`captions.py`). From there
+on everything is shared:
 
     pipeline.batches(digits("train"), batch_size=128, seed=0)[step]  ->  {"image": float32 in [-1, 1], "label": int32}
 
