@@ -1,4 +1,4 @@
-"""The U-Net's residual blocks and self-attention, in the variants of the papers that grew out of DDPM."""
+"""The U-Net's residual blocks and attention, in the variants of the papers that grew out of DDPM."""
 
 import math
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from diffusion.networks import resample
 from diffusion.networks.layers import Conv, Dense, Dtype, GroupNorm
+from diffusion.networks.text import Text
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,32 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        b, h, w, c = x.shape
-        dtype, heads = self.style.dtype, self.style.heads(c)
-        y = GroupNorm(dtype)(x).reshape(b, h * w, c)
-        q, k, v = (Dense(c, dtype, name=name)(y).reshape(b, h * w, heads, c // heads) for name in "qkv")
-        attended = jax.nn.dot_product_attention(q, k, v).reshape(b, h * w, c)
-        return self.style.joined(x, Dense(c, dtype, zero=True, name="out")(attended).reshape(x.shape))
+        return _attended(self.style, x)
+
+
+class CrossAttention(nn.Module):
+    """What the pixels of [batch, h, w, channels] read in a caption, joined to them (Rombach et al. 2022, section 3.3).
+
+    Queries come from the image, keys and values from the text (arXiv:2112.10752). Starts at zero.
+    """
+
+    style: Style
+
+    @nn.compact
+    def __call__(self, x: Array, text: Text) -> Array:
+        return _attended(self.style, x, text)
+
+
+def _attended(style: Style, x: Array, text: Text | None = None) -> Array:
+    """x joined with what its pixels read in each other, or in the text; made of layers of its caller."""
+    b, h, w, c = x.shape
+    heads = style.heads(c)
+    y = GroupNorm(style.dtype)(x).reshape(b, h * w, c)
+    read = y if text is None else text.features
+    q, k, v = (
+        Dense(c, style.dtype, name=name)(of).reshape(b, -1, heads, c // heads)
+        for name, of in (("q", y), ("k", read), ("v", read))
+    )
+    mask = None if text is None else text.mask[:, None, None, :]
+    attended = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(b, h * w, c)
+    return style.joined(x, Dense(c, style.dtype, zero=True, name="out")(attended).reshape(x.shape))

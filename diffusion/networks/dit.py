@@ -3,13 +3,13 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion.networks.layers import Dense, Dtype, LevelEmbedding, with_estimate
 from diffusion.networks.network import Inputs, Network, check_dropout, from_linen, near_sizes, one_of
+from diffusion.networks.transformer import Attention, mlp
 
 LEVEL_WIDTH = 256
 """The width of the sinusoidal embedding of the level (the official code's choice)."""
@@ -170,24 +170,7 @@ class Block(nn.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = _modulation(6, channels, self.dtype, emb)
         attention = Attention(self.num_heads, self.dtype, name="attention")
         x += gate * drop(attention(_modulated_norm(x, shift, scale)))
-        hidden = Dense(self.mlp_channels, self.dtype, name="hidden")(_modulated_norm(x, mlp_shift, mlp_scale))
-        mlp = Dense(channels, self.dtype, name="out")(nn.gelu(hidden, approximate=True))
-        return x + mlp_gate * drop(mlp)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over tokens [b, n, c] (Vaswani et al. 2017, section 3.2.2), logits in float32."""
-
-    num_heads: int
-    dtype: Dtype
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        b, n, c = x.shape
-        qkv = Dense(3 * c, self.dtype, name="qkv")(x).reshape(b, n, 3, self.num_heads, c // self.num_heads)
-        q, k, v = (qkv[:, :, i] for i in range(3))
-        attended = jax.nn.dot_product_attention(q, k, v)
-        return Dense(c, self.dtype, name="out")(attended.reshape(b, n, c))
+        return x + mlp_gate * drop(mlp(_modulated_norm(x, mlp_shift, mlp_scale), self.mlp_channels, self.dtype))
 
 
 def _modulation(parts: int, channels: int, dtype: Dtype, emb: Array) -> list[Array]:

@@ -124,6 +124,8 @@ def with_estimate(x: Array, cond: Any) -> Array:
 class LevelEmbedding(nn.Module):
     """The noise level (and the class label, if num_labels is above 0) as one vector of the given width.
 
+    pooled: a caption's vector [batch, channels], of which a linear map is added, zero at the start; None for no text.
+
     base: width of the sinusoidal embedding; fourier_scale: Fourier features of twice that width instead.
     If cond has an "augment_label", a linear map of it is added to the sinusoidal embedding (Karras et al. 2022,
     arXiv:2206.00364, appendix F.2): a label of zero adds nothing.
@@ -136,7 +138,7 @@ class LevelEmbedding(nn.Module):
     fourier_scale: float | None = None
 
     @nn.compact
-    def __call__(self, noise_cond: Array, cond: Any) -> Array:
+    def __call__(self, noise_cond: Array, cond: Any, pooled: Array | None = None) -> Array:
         if self.fourier_scale is None:
             features = sinusoidal_embedding(noise_cond, self.base)
         else:
@@ -148,6 +150,8 @@ class LevelEmbedding(nn.Module):
         emb = Dense(self.width, self.dtype)(nn.swish(emb))
         if self.num_labels:
             emb += nn.Embed(self.num_labels, self.width, dtype=self.dtype)(cond["label"])
+        if pooled is not None:
+            emb += Dense(self.width, self.dtype, zero=True, name="text")(pooled)
         return emb
 
 

@@ -10,6 +10,7 @@ import pytest
 from diffusion.networks import dit as module
 from diffusion.networks.dit import dit, patchify, position_table, unpatchify
 from diffusion.networks.network import Inputs
+from diffusion.networks.transformer import Attention
 from tests.networks.test_networks import SMALL, compiled, noisy_params, size
 
 SMALL = SMALL["dit"]
@@ -156,7 +157,7 @@ def test_bfloat16_computes_near_float32_and_returns_float32():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_attention_logits_are_float32(dtype):
     """Logits near 300 whose differences of 0.5 bfloat16 would round away."""
-    attention = module.Attention(num_heads=1, dtype=jnp.dtype(dtype))
+    attention = Attention(num_heads=1, dtype=jnp.dtype(dtype))
     x = jnp.array([[[16.0, 0.0, 0.0, 1.0], [16.0, 0.0, 0.0, 0.0]]])
     qkv = np.concatenate([np.diag([2.5, 1, 1, 1]), np.diag([1, 1, 1, 1]), np.diag([0, 0, 0, 1])], axis=1)
     params = {"qkv": {"Dense_0": {"kernel": qkv, "bias": np.zeros(12)}}}
