@@ -38,12 +38,16 @@ class Dataset:
         num_values: stored intensities are 0..num_values-1: 256 for 8-bit images, 17 for scikit-learn's digits; 0 for
             values that are no intensities but float32 in [-1, 1] already.
         class_names: the name of label 0, 1, ...; () in an unlabelled set.
+        caption_length: tokens in each record's "text", int32 [caption_length] (`data/captions.py`); 0 without captions.
+        captions: some of the set's captions, each once, for samples to be drawn of; () without captions.
     """
 
     source: Source
     shape: tuple[int, ...]
     num_values: int = 256
     class_names: tuple[str, ...] = ()
+    caption_length: int = 0
+    captions: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -60,7 +60,7 @@ def unet(
     inputs:         facts of the data set and of the training, see `network.Inputs`. An estimate joins x as further
                     channels, labels and the augmentation's label join the level.
     """
-    _check(shape, channels, channel_mults, num_blocks, dropout)
+    check_levels(shape, channels, channel_mults, num_blocks, dropout)
     _check_resampling(resample, resample_filter, progressive_input, len(channel_mults))
     sides = [max(shape[:2]) >> i for i in range(len(channel_mults))]
     attended = [m for m, side in zip(channel_mults, sides, strict=True) if side in attention_resolutions]
@@ -94,9 +94,10 @@ def unet(
     return from_linen(module, shape, example)
 
 
-def _check(
+def check_levels(
     shape: tuple[int, ...], channels: int, channel_mults: tuple[int, ...], num_blocks: int, dropout: float
 ) -> None:
+    """ValueError for images that do not fit the levels, and for numbers that make no network."""
     if len(shape) != 3:
         raise ValueError(
             f"the U-Net takes images (h, w, c), got samples of shape {shape}. For points, use network.name=mlp."
@@ -140,38 +141,41 @@ def _check_resampling(resample: str, taps: tuple[float, ...], progressive_input:
         raise ValueError("progressive_input=True needs at least two levels; give more channel_mults.")
 
 
-class UNet(nn.Module):
-    """See `unet`."""
+class Encoder(nn.Module):
+    """The half of the U-Net on its way down, and its middle: what a U-Net and a guide have in common; see `unet`."""
 
     style: Style
     channels: int
     channel_mults: tuple[int, ...]
     num_blocks: int
     attention_resolutions: tuple[int, ...]
-    blocks_resample: bool
-    attend_once: bool
-    fourier_scale: float | None
-    progressive_input: bool
-    num_labels: int
+    blocks_resample: bool = False
+    fourier_scale: float | None = None
+    progressive_input: bool = False
+    num_labels: int = 0
 
-    @nn.compact
-    def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
-        out_channels, style, dtype = x.shape[-1], self.style, self.style.dtype
-        x = with_estimate(x, cond)
-        embed = LevelEmbedding(self.channels, 4 * self.channels, self.num_labels, dtype, self.fourier_scale)
-        emb = nn.swish(embed(noise_cond, cond))
+    def embedded(self, noise_cond: Array, cond: Any) -> Array:
+        """The level and the labels, as each block is told them."""
+        width, dtype = 4 * self.channels, self.style.dtype
+        return nn.swish(
+            LevelEmbedding(self.channels, width, self.num_labels, dtype, self.fourier_scale)(noise_cond, cond)
+        )
 
-        def stage(x: Array, mult: int, attend: bool) -> Array:
-            x = Block(mult * self.channels, style)(x, emb, train)
-            return SelfAttention(style)(x) if attend else x
+    def stage(self, x: Array, emb: Array, train: bool, mult: int, attend: bool) -> Array:
+        """A residual block, with self-attention after it or not."""
+        x = Block(mult * self.channels, self.style)(x, emb, train)
+        return SelfAttention(self.style)(x) if attend else x
 
+    def down(self, x: Array, emb: Array, train: bool) -> tuple[Array, list[Array]]:
+        """(the middle's output, what the way up joins to it)."""
+        style, dtype = self.style, self.style.dtype
         pyramid = x.astype(dtype)
         x = Conv(self.channels, dtype)(pyramid)
         skips = [x]
         last = len(self.channel_mults) - 1
         for i, mult in enumerate(self.channel_mults):
             for _ in range(self.num_blocks):
-                x = stage(x, mult, self._attends(x))
+                x = self.stage(x, emb, train, mult, self.attends(x))
                 skips.append(x)
             if i < last:
                 x = self._halved(x, emb, train)
@@ -180,29 +184,41 @@ class UNet(nn.Module):
                     pyramid = Conv(x.shape[-1], dtype, stride=2, padding="VALID")(blurred)
                     x = pyramid = style.joined(pyramid, x)
                 skips.append(x)
-
-        x = stage(x, self.channel_mults[-1], True)
-        x = stage(x, self.channel_mults[-1], False)
-
-        for i, mult in reversed(list(enumerate(self.channel_mults))):
-            for left in reversed(range(self.num_blocks + 1)):
-                attend = self._attends(x) and (left == 0 or not self.attend_once)
-                x = stage(jnp.concatenate([x, skips.pop()], axis=-1), mult, attend)
-            if i > 0:
-                x = self._doubled(x, emb, train)
-
-        x = nn.swish(GroupNorm(dtype)(x))
-        return Conv(out_channels, jnp.float32, zero=True)(x.astype(jnp.float32))
+        x = self.stage(x, emb, train, self.channel_mults[-1], True)
+        return self.stage(x, emb, train, self.channel_mults[-1], False), skips
 
     def _halved(self, x: Array, emb: Array, train: bool) -> Array:
         if self.blocks_resample:
             return Block(x.shape[-1], self.style, "down")(x, emb, train)
         return Conv(x.shape[-1], self.style.dtype, stride=2)(x)
 
+    def attends(self, x: Array) -> bool:
+        """Whether self-attention follows the blocks of this level."""
+        return max(x.shape[1:3]) in self.attention_resolutions
+
+
+class UNet(Encoder):
+    """See `unet`."""
+
+    attend_once: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
+        out_channels, dtype = x.shape[-1], self.style.dtype
+        x = with_estimate(x, cond)
+        emb = self.embedded(noise_cond, cond)
+        x, skips = self.down(x, emb, train)
+        for i, mult in reversed(list(enumerate(self.channel_mults))):
+            for left in reversed(range(self.num_blocks + 1)):
+                attend = self.attends(x) and (left == 0 or not self.attend_once)
+                x = self.stage(jnp.concatenate([x, skips.pop()], axis=-1), emb, train, mult, attend)
+            if i > 0:
+                x = self._doubled(x, emb, train)
+
+        x = nn.swish(GroupNorm(dtype)(x))
+        return Conv(out_channels, jnp.float32, zero=True)(x.astype(jnp.float32))
+
     def _doubled(self, x: Array, emb: Array, train: bool) -> Array:
         if self.blocks_resample:
             return Block(x.shape[-1], self.style, "up")(x, emb, train)
         return Conv(x.shape[-1], self.style.dtype)(x.repeat(2, axis=1).repeat(2, axis=2))
-
-    def _attends(self, x: Array) -> bool:
-        return max(x.shape[1:3]) in self.attention_resolutions
