@@ -16,6 +16,6 @@ def get_config() -> ConfigDict:
     """The run."""
     run = ddpm_cifar10.get_config()
     run.network.class_conditional = True
-    run.loss.label_dropout = 0.1
+    run.loss.cond_dropout = 0.1
     run.guidance.scale = 1.5
     return run

@@ -3,7 +3,7 @@
     python main.py --config=configs/cfg_digits.py --workdir=runs/cfg_digits
     python main.py --workdir=runs/cfg_digits --mode=sample --label=3 --guidance_scale=3
 
-As `ddpm_digits`, but that the network is told the class of nine images in ten (label_dropout 0.1), and that samples
+As `ddpm_digits`, but that the network is told the class of nine images in ten (cond_dropout 0.1), and that samples
 are guided with scale 1.5, in 50 DDIM steps. A classifier reads the digit that was asked for in 99.6% of them, and in
 93.8% without guidance; larger scales cost variety (experiments/digits_quality/README.md).
 """
@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     """The run."""
     return config(
         **DIGITS | {"network": {**DIGITS["network"], "class_conditional": True}},
-        loss={"label_dropout": 0.1},
+        loss={"cond_dropout": 0.1},
         guidance={"scale": 1.5},
         sampler={"name": "ddim"},
         grid={"name": "strided", "num_steps": 50},

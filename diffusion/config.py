@@ -18,7 +18,7 @@ from ml_collections.config_dict import FieldReference, placeholder
 
 from diffusion import data, levels, lookup, networks, parameterization, sampling, schedules, weights
 from diffusion.data.dataset import Dataset
-from diffusion.networks.network import Network
+from diffusion.networks.network import Classifier, Matcher, Network
 from diffusion.parameterization import Parameterization
 from diffusion.sampling import grids
 from diffusion.sampling.sampler import Sampler
@@ -28,23 +28,23 @@ from diffusion.types import Step
 
 
 class Place(NamedTuple):
-    """Where a block's component is looked up, the type it makes, and what it gets without the config's help."""
+    """Where a block's component is looked up, the types it makes, and what it gets without the config's help."""
 
     module: ModuleType
-    returns: Any
+    returns: tuple[Any, ...]
     context: tuple[str, ...] = ()
 
 
 PLACES = {
-    "data": Place(data, Dataset, ("split",)),
-    "schedule": Place(schedules, Schedule),
-    "parameterization": Place(parameterization, Parameterization, ("schedule",)),
-    "levels": Place(levels, levels.LevelSampler, ("schedule",)),
-    "weight": Place(weights, weights.Weight, ("schedule",)),
-    "network": Place(networks, Network, ("shape", "inputs")),
-    "optimizer": Place(optim, optim.Optimizer),
-    "sampler": Place(sampling, Sampler, ("schedule",)),
-    "grid": Place(grids, Step, ("schedule",)),
+    "data": Place(data, (Dataset,), ("split",)),
+    "schedule": Place(schedules, (Schedule,)),
+    "parameterization": Place(parameterization, (Parameterization,), ("schedule",)),
+    "levels": Place(levels, (levels.LevelSampler,), ("schedule",)),
+    "weight": Place(weights, (weights.Weight,), ("schedule",)),
+    "network": Place(networks, (Network, Classifier, Matcher), ("shape", "inputs")),
+    "optimizer": Place(optim, (optim.Optimizer,)),
+    "sampler": Place(sampling, (Sampler,), ("schedule",)),
+    "grid": Place(grids, (Step,), ("schedule",)),
 }
 """The blocks that name a component."""
 
@@ -58,7 +58,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "parameterization": {"name": "eps"},
     "levels": {"name": "uniform"},
-    "loss": {"norm": "l2", "self_conditioning": False, "label_dropout": 0.0},
+    "loss": {"name": "denoising", "norm": "l2", "self_conditioning": False, "cond_dropout": 0.0},
     "weight": {"name": "constant"},
     "network": {"name": "unet"},
     "optimizer": {"name": "adam"},
@@ -73,7 +73,14 @@ DEFAULTS: dict[str, Any] = {
     },
     "sampler": {"name": "ancestral", "threshold": "clip", "percentile": placeholder(float)},
     "grid": {"name": "strided"},
-    "guidance": {"scale": 1.0, "interval": placeholder(tuple), "rescale": 0.0, "plus_plus": False},
+    "guidance": {
+        "scale": 1.0,
+        "interval": placeholder(tuple),
+        "rescale": 0.0,
+        "plus_plus": False,
+        "guide": placeholder(str),
+        "guide_scale": 1.0,
+    },
     "logging": {"tensorboard": True, "num_samples": 64, "sample_steps": placeholder(int)},
 }
 """Plain DDPM; a placeholder is an option that is left out, but for training.num_steps, which each config gives."""
@@ -109,8 +116,9 @@ def _block(block: str, default: dict[str, Any], given: Mapping[str, Any]) -> dic
     }
     if block in PLACES:
         place = PLACES[block]
-        types = lookup.option_types(place.module, place.returns, context=place.context)
-        options |= {name: placeholder(kind) for name, kind in types.items()}
+        for returns in place.returns:
+            types = lookup.option_types(place.module, returns, context=place.context)
+            options |= {name: placeholder(kind) for name, kind in types.items()}
     for key in given:
         if key not in options:
             raise ValueError(f"the config has an unknown key {block}.{key}. {lookup.suggest(key, options)}")
@@ -129,11 +137,11 @@ def switch(config: ConfigDict, overridden: Collection[str]) -> None:
                     config[block][key] = None
 
 
-def make(block: str, options: ConfigDict | Mapping[str, Any], **context: Any) -> Any:
-    """The component of one block, built; see `lookup.make` for the errors."""
+def make(block: str, options: ConfigDict | Mapping[str, Any], returns: Any = None, **context: Any) -> Any:
+    """The component of one block, built; see `lookup.make` for the errors. returns: which of the place's types."""
     place = PLACES[block]
     own = {key: value for key, value in options.items() if key not in BESIDES_OPTIONS.get(block, ())}
-    return lookup.make(place.module, place.returns, own, block=block, **context)
+    return lookup.make(place.module, returns or place.returns[0], own, block=block, **context)
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

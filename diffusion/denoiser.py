@@ -1,6 +1,6 @@
 """A network as a denoiser: what it is told besides x_t, what its output means, thresholding and guidance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,7 +19,7 @@ def network_denoiser(
 ) -> Callable[[Params, Cond], AnyDenoiser]:
     """denoiser(params, cond) -> a denoiser of the network, self-conditioned where inputs say so.
 
-    cond:       one row a sample; {"label": int [batch]} for guidance, whose other branch has the null label.
+    cond:       one row a sample; in guidance's other branch, "label" and "text" are the null ones (`Inputs.nulls`).
     threshold:  applied to the guided estimate, which may leave the data's range; with how.plus_plus to each branch
                 instead, between which x_0 then lies, and whose eps is that of unconditional sampling.
     how:        inactive guidance costs nothing; active guidance evaluates the network once on 2 * batch rows.
@@ -32,7 +32,7 @@ def network_denoiser(
             alone = _plain(network, inputs, param, params, given)
             if not how.active:
                 return threshold(alone)
-            both = _plain(network, inputs, param, params, _both_branches(given, inputs.num_classes))
+            both = _plain(network, inputs, param, params, _both_branches(given, inputs.nulls))
             if how.plus_plus:
                 return guidance.guided(_in_one_batch(threshold(both)), threshold(alone), how)
             return threshold(guidance.guided(_in_one_batch(both), alone, how))
@@ -40,6 +40,14 @@ def network_denoiser(
         return SelfConditioned(bind) if inputs.self_conditioning else bind(None)
 
     return denoiser
+
+
+def pushed(denoise: AnyDenoiser, log_likelihood: guidance.Energy, scale: float) -> AnyDenoiser:
+    """The denoiser, self-conditioned or not, guided towards a high log-likelihood (`guidance.energy`)."""
+    push = guidance.energy(lambda x_t, level: -log_likelihood(x_t, level), scale)
+    if isinstance(denoise, SelfConditioned):
+        return SelfConditioned(lambda x_0_hat: push(denoise.bind(x_0_hat)))
+    return push(denoise)
 
 
 def _plain(network: Network, inputs: Inputs, param: Parameterization, params: Params, cond: Cond) -> Denoiser:
@@ -55,12 +63,12 @@ def _plain(network: Network, inputs: Inputs, param: Parameterization, params: Pa
     return denoise
 
 
-def _both_branches(cond: Cond, null_label: int) -> dict[str, jax.Array]:
-    """Each row, followed by the same one with the null label.
+def _both_branches(cond: Cond, nulls: Mapping[str, int]) -> dict[str, jax.Array]:
+    """Each row, followed by the same one without its condition.
 
     Neighbours, not two halves: on several devices both rows of a sample then lie where the sample does.
     """
-    without = {k: jnp.full_like(rows, null_label) if k == "label" else rows for k, rows in cond.items()}
+    without = {k: jnp.full_like(rows, nulls[k]) if k in nulls else rows for k, rows in cond.items()}
     return {k: jnp.stack([rows, without[k]], axis=1).reshape(-1, *rows.shape[1:]) for k, rows in cond.items()}
 
 

@@ -82,6 +82,11 @@ def posterior(
     return from_x_0 * x_0 + from_x_t * x_t, to.sigma**2 * k, now.sigma**2 * k
 
 
+def posterior_tilt(step: Step) -> Any:
+    """How far the posterior's mean moves for each unit that is added to the score: alpha_to (1 - exp(-h)) tilt(now)."""
+    return step.to.alpha * _kept(step.h) * tilt(step.now)
+
+
 def _kept(h: Any) -> Any:
     """1 - exp(-h), the share of the noise at `now` that is new since `to`."""
     return -namespace(h).expm1(-h)
@@ -95,6 +100,16 @@ def x_0_from_eps(x_t: Float[Array, "*shape"], eps: Float[Array, "*shape"], level
 def eps_from_x_0(x_t: Float[Array, "*shape"], x_0: Float[Array, "*shape"], level: NoiseLevel) -> Float[Array, "*shape"]:
     """eps = (x_t - alpha x_0) / sigma."""
     return (x_t - expand(level.alpha, x_t) * x_0) / expand(level.sigma, x_t)
+
+
+def tilt(level: NoiseLevel) -> Any:
+    """sigma^2 / alpha: how far x_0_hat moves for each unit that is added to the score at this level.
+
+    From x_0_hat = (x_t + sigma^2 score) / alpha (Tweedie's formula). 0 at pure noise, where x_t says nothing of x_0 and
+    no score can move it.
+    """
+    np = namespace(level.alpha, level.sigma)
+    return np.where(level.alpha > 0, level.sigma**2 / np.where(level.alpha > 0, level.alpha, 1), 0)
 
 
 def score(eps: Float[Array, "*shape"], level: NoiseLevel) -> Float[Array, "*shape"]:

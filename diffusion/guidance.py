@@ -1,7 +1,9 @@
 """Transforms of a denoiser, Denoiser -> Denoiser: they compose, and every sampler takes the result.
 
 Thresholds keep an estimate in the data's range; `classifier_free` moves it away from what a model says without a
-condition. Each returns a consistent pair again: when x_0 is changed, eps follows from x_t = alpha x_0 + sigma eps.
+condition; `energy` moves it down the gradient of any function, such as what a classifier says of x_t; `chain` puts
+transforms one after the other. Each returns a consistent pair again: when x_0 is changed, eps follows from
+x_t = alpha x_0 + sigma eps.
 (The one exception is CFG++, `classifier_free(plus_plus=True)`, which says why.)
 """
 
@@ -13,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion.gaussian import eps_from_x_0
+from diffusion.gaussian import eps_from_x_0, tilt
 from diffusion.types import Array, Denoiser, NoiseLevel, Prediction, expand
 
 Transform = Callable[[Denoiser], Denoiser]
 Pair = Callable[[Any, NoiseLevel], tuple[Prediction, Prediction]]
 """(x_t, level) -> (the prediction with the condition, the one without)."""
+Energy = Callable[[Any, NoiseLevel], Any]
+"""(x, level) -> one number a sample, [batch], differentiable in x."""
 
 
 def none() -> Transform:
@@ -54,11 +58,77 @@ def _on_x_0(change: Callable[[Array], Array]) -> Transform:
         def changed(x_t: Array, level: NoiseLevel) -> Prediction:
             prediction = denoise(x_t, level)
             x_0 = change(prediction.x_0)
-            return prediction._replace(x_0=x_0, eps=eps_from_x_0(x_t, x_0, level))
+            return prediction._replace(x_0=x_0, eps=eps_from_x_0(x_t, x_0, level), push=None)
 
         return changed
 
     return transform
+
+
+def chain(*transforms: Transform) -> Transform:
+    """The transforms one after the other, the first nearest to the denoiser: chain(clip(), energy(f), dynamic())."""
+
+    def transform(denoise: Denoiser) -> Denoiser:
+        for change in transforms:
+            denoise = change(denoise)
+        return denoise
+
+    return transform
+
+
+def energy(function: Energy, scale: float = 1.0, of: str = "x_t") -> Transform:
+    """Guidance by any differentiable energy E: samples of p(x) exp(-scale E), those of low energy.
+
+    The score becomes score - scale grad E: eps gains scale sigma grad E, and x_0 loses scale sigma^2 / alpha grad E
+    (Dhariwal & Nichol 2021, arXiv:2105.05233, eq. 14 and algorithm 2, whose classifier is E = -log p(y | x_t)). This is
+    the score form, for every sampler; ancestral sampling shifts its mean by variance * grad instead (algorithm 1), for
+    which the gradient stays in `Prediction.push`. A threshold after it bounds what it does to x_0, and makes ancestral
+    sampling use the score form too; a threshold before it leaves it free. At pure noise (alpha = 0) x_0 is not moved.
+
+    function:  E(x, level) -> [batch], each row of its own sample alone. `level` has the fields [] or [batch].
+    scale:     how much the energy counts; 0 is off, and 1 for E = -log p(y | x_t) samples p(x | y).
+    of:        "x_t": E reads the noisy sample, as noise-aware networks do.
+               "x_0": E reads the estimate of x_0, and the gradient runs through the denoiser: any function of clean
+               images (Chung et al. 2022, arXiv:2209.14687, eq. 7-10; Bansal et al. 2023, arXiv:2302.07121, eq. 6), at
+               the cost of a backward pass through the network in each step.
+    """
+    if not np.isfinite(scale):
+        raise ValueError(f"got scale={scale}, expected a finite number: 1 is the energy as it is, 0 is off.")
+    if of not in ("x_t", "x_0"):
+        raise ValueError(f"got of={of!r}, expected 'x_t' or 'x_0': what the energy reads.")
+
+    def transform(denoise: Denoiser) -> Denoiser:
+        def total(x_t: Array, level: NoiseLevel) -> tuple[Any, Prediction | None]:
+            if of == "x_t":
+                return _sum(function(x_t, level), x_t), None
+            prediction = denoise(x_t, level)
+            return _sum(function(prediction.x_0, level), x_t), prediction
+
+        def guided(x_t: Array, level: NoiseLevel) -> Prediction:
+            gradient, prediction = jax.grad(total, has_aux=True)(x_t, level)
+            return _pushed(denoise(x_t, level) if prediction is None else prediction, -scale * gradient, level)
+
+        return guided
+
+    return transform
+
+
+def _sum(energies: Any, x: Array) -> Any:
+    """The sum over the batch, whose gradient is each sample's own; ValueError where it is not one number a sample."""
+    if jnp.shape(energies) != x.shape[:1]:
+        raise ValueError(
+            f"the energy has the shape {jnp.shape(energies)}, expected {x.shape[:1]}, one number for each sample: sum "
+            "or average over every axis but the first."
+        )
+    return energies.sum()
+
+
+def _pushed(prediction: Prediction, push: Array, level: NoiseLevel) -> Prediction:
+    """The prediction when push is added to the score."""
+    x_0 = prediction.x_0 + expand(tilt(level), push) * push
+    eps = prediction.eps - expand(jnp.where(tilt(level) > 0, level.sigma, 0), push) * push
+    total = push if prediction.push is None else prediction.push + push
+    return prediction._replace(x_0=x_0, eps=eps, push=total)
 
 
 @dataclass(frozen=True)
@@ -159,6 +229,7 @@ def guided(pair: Pair, cond: Denoiser, how: Guidance) -> Denoiser:
 def _combine(cond: Prediction, uncond: Prediction, level: NoiseLevel, how: Guidance) -> Prediction:
     """The guided prediction at one x_t."""
     x_0 = cond.x_0 + (how.scale - 1) * (cond.x_0 - uncond.x_0)
+    cond = cond._replace(push=_combined_push(cond.push, uncond.push, how))
     if how.plus_plus:
         return cond._replace(x_0=x_0, eps=uncond.eps)
     eps = cond.eps + (how.scale - 1) * (cond.eps - uncond.eps)
@@ -168,6 +239,14 @@ def _combine(cond: Prediction, uncond: Prediction, level: NoiseLevel, how: Guida
         less = expand(how.rescale * (1 - ratio), x_0) * x_0
         x_0, eps = x_0 - less, eps + expand(level.alpha / level.sigma, x_0) * less
     return cond._replace(x_0=x_0, eps=eps)
+
+
+def _combined_push(cond: Any, uncond: Any, how: Guidance) -> Any:
+    """The push of both branches together, or None where what is made of them is no longer a shift of the score."""
+    if how.plus_plus or how.rescale > 0 or (cond is None and uncond is None):
+        return None
+    with_it, without = (0.0 if push is None else push for push in (cond, uncond))
+    return with_it + (how.scale - 1) * (with_it - without)
 
 
 def _std(x: Array) -> Any:

@@ -9,12 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from diffusion.gaussian import diffuse
 from diffusion.keys import stream
 from diffusion.levels import LevelSampler, adaptive
 from diffusion.lookup import suggest
+from diffusion.objectives import Objective
 from diffusion.parameterization import Parameterization
 from diffusion.types import Cond, NoiseLevel, expand
 from diffusion.weights import Weight
@@ -38,25 +39,26 @@ def check_norm(norm: str) -> None:
         raise ValueError(f"loss.norm is {norm!r}, which is not known. {suggest(norm, NORMS)}")
 
 
-def check_label_dropout(p: float, class_conditional: bool) -> None:
-    """ValueError where it is no probability below 1, or where there is no label to drop."""
+def check_cond_dropout(p: float, conditional: bool) -> None:
+    """ValueError where it is no probability below 1, or where there is no condition to drop."""
     if not 0 <= p < 1:
-        raise ValueError(f"loss.label_dropout is {p}, expected a probability in [0, 1), such as 0.1; 0 for none.")
-    if p and not class_conditional:
+        raise ValueError(f"loss.cond_dropout is {p}, expected a probability in [0, 1), such as 0.1; 0 for none.")
+    if p and not conditional:
         raise ValueError(
-            f"loss.label_dropout is {p}, but the network reads no label that could be dropped: write "
-            "network.class_conditional=True, or leave loss.label_dropout out."
+            f"loss.cond_dropout is {p}, but the network reads no condition that could be dropped: write "
+            "network.class_conditional=True or network.text_conditional=True, or leave loss.cond_dropout out."
         )
 
 
-def drop_labels(
-    label: Int[Array | np.ndarray, " batch"], key: PRNGKeyArray, p: float, null_label: int
-) -> Int[Array, " batch"]:
-    """The labels, each replaced by null_label with probability p (Ho & Salimans 2022, arXiv:2207.12598, algorithm 1).
+def drop_cond(batch: Mapping[str, Any], key: PRNGKeyArray, p: float, nulls: Mapping[str, int]) -> dict[str, Any]:
+    """The batch without the conditions of some samples, with probability p each (Ho & Salimans 2022, algorithm 1).
 
-    key: each label's own coin is drawn from its stream "label dropout", which nothing else uses.
+    nulls: what stands for "no condition" in each entry that is dropped; a sample loses all of them together.
+    key: each sample's own coin is drawn from its stream "cond dropout", which nothing else uses.
     """
-    return jnp.where(jax.random.bernoulli(stream(key, "label dropout"), p, label.shape), null_label, label)
+    coin = jax.random.bernoulli(stream(key, "cond dropout"), p, batch["image"].shape[:1])
+    dropped = {k: jnp.where(expand(coin, batch[k]), null, batch[k]) for k, null in nulls.items() if k in batch}
+    return {**batch, **dropped}
 
 
 def denoising_loss(
@@ -84,32 +86,72 @@ def denoising_loss(
 
     metrics:  "loss" and, by log-SNR bin, "bin_loss" and "bin_count" (sums, so that they add up over steps).
     """
+    x_0 = batch["image"]
+
+    def error(x_t: Any, eps: Any, level: NoiseLevel, cond: dict[str, Any]) -> dict[str, Any]:
+        c_in = expand(param.coefs(level)[0], x_t)
+
+        def network(cond: Cond, dropout: str = "dropout") -> Any:
+            return apply(params, c_in * x_t, param.cond(level), cond=cond, key=stream(key, dropout))
+
+        if self_conditioning:
+            nothing = {**cond, "x_0_hat": jnp.zeros_like(x_0)}
+            first = param.predict(network(nothing, "dropout of the first"), x_t, level).x_0
+            coin = jax.random.bernoulli(stream(key, "coin"), 0.5, (x_0.shape[0],))
+            cond["x_0_hat"] = jax.lax.stop_gradient(jnp.clip(first, -1, 1)) * expand(coin, first)
+        difference = NORMS[norm](network(cond) - param.target(x_0, eps, level))
+        return {"loss": weight(level, param) * difference.reshape(difference.shape[0], -1).mean(1)}
+
+    return _over_levels(batch, key, error, levels, memory)
+
+
+def guide_loss(
+    apply: Apply,
+    params: Any,
+    batch: Mapping[str, Any],
+    key: PRNGKeyArray,
+    *,
+    levels: LevelSampler,
+    param: Parameterization,
+    objective: Objective,
+    dropout: bool = True,
+    memory: Any = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """(loss, metrics): how badly the guide reads the conditions of noised images, the mean over the batch.
+
+    The levels, the noise and the memory are as in `denoising_loss`, the parameterization only scales x_t and tells the
+    network of the level. dropout: False for evaluation. metrics: "bin_accuracy" too, the sums of right first choices.
+    """
+
+    def error(x_t: Any, eps: Any, level: NoiseLevel, cond: dict[str, Any]) -> dict[str, Any]:
+        scaled = expand(param.coefs(level)[0], x_t) * x_t
+        output = apply(params, scaled, param.cond(level), cond=cond, key=stream(key, "dropout") if dropout else None)
+        cost, right = objective.compare(output, cond)
+        return {"loss": cost, "accuracy": right.astype(jnp.float32)}
+
+    return _over_levels(batch, key, error, levels, memory)
+
+
+def _over_levels(
+    batch: Mapping[str, Any], key: PRNGKeyArray, error: Callable[..., Any], levels: LevelSampler, memory: Any
+) -> tuple[Float[Array, ""], Metrics]:
+    """(loss, metrics) of error(x_t, eps, level, cond) -> {"loss": [batch], ...}, at levels drawn by the key."""
     x_0, cond = batch["image"], {k: v for k, v in batch.items() if k != "image"}
     sampler = adaptive(levels)
     memory = sampler.init() if memory is None else memory
     level, importance, place = sampler.draw(memory, stream(key, "levels"), x_0.shape[0])
     eps = jax.random.normal(stream(key, "noise"), x_0.shape, x_0.dtype)
-    x_t = diffuse(x_0, eps, level)
-    c_in = expand(param.coefs(level)[0], x_t)
-
-    def network(cond: Cond, dropout: str = "dropout") -> Any:
-        return apply(params, c_in * x_t, param.cond(level), cond=cond, key=stream(key, dropout))
-
-    if self_conditioning:
-        first = param.predict(network({**cond, "x_0_hat": jnp.zeros_like(x_0)}, "dropout of the first"), x_t, level).x_0
-        coin = jax.random.bernoulli(stream(key, "coin"), 0.5, (x_0.shape[0],))
-        cond["x_0_hat"] = jax.lax.stop_gradient(jnp.clip(first, -1, 1)) * expand(coin, first)
-
-    error = NORMS[norm](network(cond) - param.target(x_0, eps, level))
-    per_sample = weight(level, param) * error.reshape(error.shape[0], -1).mean(1)
-    loss = (importance * per_sample).mean()
+    per_sample = error(diffuse(x_0, eps, level), eps, level, cond)
+    loss = (importance * per_sample["loss"]).mean()
     metrics = {"loss": loss, **_by_level(per_sample, level, importance)}
     if memory is not None:
-        metrics["memory"] = sampler.update(memory, place, jax.lax.stop_gradient(per_sample))
+        metrics["memory"] = sampler.update(memory, place, jax.lax.stop_gradient(per_sample["loss"]))
     return loss, metrics
 
 
-def _by_level(per_sample: Float[Array, " batch"], level: NoiseLevel, importance: Any) -> Metrics:
+def _by_level(per_sample: Mapping[str, Any], level: NoiseLevel, importance: Any) -> Metrics:
+    """Sums over the samples of each log-SNR bin, "bin_<name>", and "bin_count" of how many there are."""
     members = jax.nn.one_hot(jnp.digitize(level.log_snr, np.array(LOG_SNR_BINS)), len(LOG_SNR_BINS) + 1, axis=0)
-    members *= jnp.broadcast_to(importance, (1, len(per_sample)))  # a preferred level counts as a uniform one would
-    return {"bin_loss": members @ jax.lax.stop_gradient(per_sample), "bin_count": members.sum(1)}
+    members *= jnp.broadcast_to(importance, (1, len(level.log_snr)))  # a preferred level counts as a uniform one would
+    sums = {f"bin_{name}": members @ jax.lax.stop_gradient(values) for name, values in per_sample.items()}
+    return {**sums, "bin_count": members.sum(1)}

@@ -62,7 +62,7 @@ def probability_flow(schedule: Schedule, denoise: Denoiser) -> Callable[[Any, Ti
 
     def velocity(x: Float[Array, "*shape"], t: Time) -> Float[Array, "*shape"]:
         level, rate = _level_and_rate(schedule, t)
-        x_0, eps, _ = denoise(x, level)
+        x_0, eps, *_ = denoise(x, level)
         return expand(rate.alpha, x) * x_0 + expand(rate.sigma, x) * eps
 
     return velocity

@@ -58,11 +58,14 @@ class Prediction(NamedTuple):
 
     x_0, eps:  the shape of x_t, with x_t = alpha x_0 + sigma eps (but for CFG++, see `guidance.classifier_free`).
     var_frac:  for learned variances, the place between the small (0) and the large (1) log-variance.
+    push:      the gradient that guides, of the shape of x_t, where x_0 and eps have been moved by it
+               (`guidance.energy`): what ancestral sampling shifts its mean by.
     """
 
     x_0: Any
     eps: Any
     var_frac: Any = None
+    push: Any = None
 
 
 Denoiser = Callable[[Any, NoiseLevel], Prediction]

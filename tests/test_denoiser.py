@@ -40,7 +40,7 @@ def stub(calls):
 
 
 def made(how, calls=None, threshold=None, **facts):
-    inputs = Inputs(num_classes=NULL, null_label=True, **facts)
+    inputs = Inputs(num_classes=NULL, dropped=True, **facts)
     network = stub([] if calls is None else calls)
     return network_denoiser(network, inputs, parameterization.x_0(), threshold=threshold or guidance.none(), how=how)
 

@@ -128,24 +128,29 @@ def test_an_unknown_norm_lists_the_right_ones():
         losses.check_norm("l3")
 
 
-def test_labels_are_dropped_by_a_coin_each_and_become_the_null_label():
+def test_conditions_are_dropped_together_by_a_coin_for_each_sample():
     label = jnp.arange(20_000) % 10
-    dropped = losses.drop_labels(label, KEY, 0.1, 10)
+    text = jnp.stack([label + 1, label + 2], axis=1)
+    batch = {"image": jnp.zeros((20_000, 1)), "label": label, "text": text}
+    got = losses.drop_cond(batch, KEY, 0.1, {"label": 10, "text": 0})
+    dropped = got["label"]
     null = np.asarray(dropped) == 10
     assert null.mean() == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 20_000))
     assert np.bincount(label[null], minlength=10).min() > 120, "of every class"
     np.testing.assert_array_equal(dropped[~null], label[~null])
-    coins = jax.random.bernoulli(stream(KEY, "label dropout"), 0.1, (20_000,))
+    np.testing.assert_array_equal(got["text"], np.where(null[:, None], 0, text))
+    np.testing.assert_array_equal(got["image"], batch["image"])
+    coins = jax.random.bernoulli(stream(KEY, "cond dropout"), 0.1, (20_000,))
     np.testing.assert_array_equal(null, coins)
 
 
 @pytest.mark.parametrize(
     ("p", "conditional", "words"),
     [
-        (1.0, True, r"label_dropout is 1.0, expected a probability in \[0, 1\)"),
+        (1.0, True, r"cond_dropout is 1.0, expected a probability in \[0, 1\)"),
         (0.1, False, "network.class_conditional=True"),
     ],
 )
-def test_wrong_label_dropout_is_named(p, conditional, words):
+def test_wrong_cond_dropout_is_named(p, conditional, words):
     with pytest.raises(ValueError, match=words):
-        losses.check_label_dropout(p, conditional)
+        losses.check_cond_dropout(p, conditional)

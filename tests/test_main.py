@@ -1,5 +1,6 @@
 """The program as a user runs it: train, stop, continue, sample, and be told what is wrong."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -127,7 +128,7 @@ class TestTraining:
                 value = value / jax.numpy.where(key_is_step_13(key), 0.0, 1.0)
                 return value, {**metrics, "loss": value}
 
-            return build.dataclasses.replace(run, loss=loss)
+            return dataclasses.replace(run, loss=loss)
 
         marker = jax.random.key_data(jax.random.fold_in(keys.stream(jax.random.key(0), "train"), 12))
 
@@ -195,7 +196,7 @@ def labelled(tmp_path_factory):
 def guidable(**blocks):
     own = {
         "network": {"name": "mlp", "channels": 8, "num_blocks": 1, "class_conditional": True},
-        "loss": {"label_dropout": 0.2},
+        "loss": {"cond_dropout": 0.2},
         "sampler": {"name": "ddim"},
         "grid": {"name": "strided", "num_steps": 3},
         "parameterization": {"name": "x_0"},
@@ -236,14 +237,14 @@ class TestGuidance:
     def test_a_continued_run_may_be_guided_differently(self, labelled, capsys):
         assert commands.train(guidable(guidance={"scale": 2.0}), labelled)
         assert "nothing to train" in capsys.readouterr().out
-        with pytest.raises(commands.Refused, match="loss.label_dropout: 0.2 there, 0.3 now"):
-            commands.train(guidable(loss={"label_dropout": 0.3}), labelled)
+        with pytest.raises(commands.Refused, match="loss.cond_dropout: 0.2 there, 0.3 now"):
+            commands.train(guidable(loss={"cond_dropout": 0.3}), labelled)
 
     def test_a_run_from_before_guidance_is_loaded_and_continued(self, whole, tmp_path, capsys):
         folder = tmp_path / "old"
         shutil.copytree(whole, folder)
         settings = json.loads((folder / "config.json").read_text())
-        del settings["guidance"], settings["loss"]["label_dropout"]
+        del settings["guidance"], settings["loss"]["cond_dropout"]
         (folder / "config.json").write_text(json.dumps(settings))
         assert build.load(folder).step == 24
         assert commands.train(small(), folder)
@@ -252,7 +253,7 @@ class TestGuidance:
     @pytest.mark.parametrize(
         ("options", "words"),
         [
-            ({"guidance": {"scale": 3.0}}, "train with loss.label_dropout=0.1"),
+            ({"guidance": {"scale": 3.0}}, "train with loss.cond_dropout=0.1"),
             ({"guidance": {"sclae": 3.0}}, "unknown key guidance.sclae. Did you mean 'scale'"),
             ({"labels": [3]}, "this run is not conditional"),
         ],

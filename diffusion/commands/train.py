@@ -5,24 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
-from diffusion import build, devices, images, keys, points, sampling, workdir
+from diffusion import build, devices, keys, workdir
 from diffusion.commands.console import Refused, say
+from diffusion.commands.results import results
 from diffusion.config import config as default_config
 from diffusion.config import to_json
 from diffusion.provenance import provenance
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Checkpoints
-from diffusion.training.curve import plot_loss
 from diffusion.training.hooks import Recorder, painter, saver
 from diffusion.training.logs import Logs, NonFiniteLoss
 from diffusion.training.loop import Hook, fit
 from diffusion.training.state import TrainState
 from diffusion.training.step import compile_step, make_train_step
-from diffusion.types import SelfConditioned
 
 
 def train(config: ConfigDict, folder: str | Path) -> bool:
@@ -34,6 +31,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     mesh = devices.data_mesh()
     try:
         run, dataset, target = _prepare(config, folder, mesh)
+        shown = results(run, folder)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
     training, about = config.training, {"config": to_json(config), **provenance()}
@@ -43,8 +41,8 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
         first_step = int(state.step)
         if first_step >= training.num_steps:
             say(f"nothing to train: the run in {folder} has done {first_step} of {training.num_steps} steps.")
-            if not (folder / "samples.png").exists():
-                _finish(run, state, folder)
+            if not shown.last_file.exists():
+                shown.finish(state)
             return True
         logs = Logs(folder, first_step=first_step, tensorboard=config.logging.tensorboard)
         step = _compiled(run, mesh, target, dataset[first_step], key)
@@ -58,7 +56,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
         hooks: list[Hook] = [
             recorder,
             saver(checkpoints, every=training.checkpoint_every, recorder=recorder),
-            painter(lambda s, i: _paint(run, s, i, folder, logs), every=training.sample_every, recorder=recorder),
+            painter(lambda s, i: shown.show(s, i, logs), every=training.sample_every, recorder=recorder),
         ]
         train_key = keys.stream(key, "train")
         try:
@@ -71,11 +69,11 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     if int(state.step) < training.num_steps:
         say(f"stopped at step {int(state.step)} and saved it in {folder}; the same command continues.")
         return False
-    _finish(run, state, folder)
+    shown.finish(state)
     return True
 
 
-def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run, Any, TrainState]:
+def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run | build.Guide, Any, TrainState]:
     """(run, training stream, the state's shapes on the mesh), and a folder that is fit for them."""
     devices.check_divides(config.training.batch_size, mesh.size, "training.batch_size")
     workdir.check(folder, to_json(config), to_json(default_config()))
@@ -94,7 +92,9 @@ def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run, An
     return run, dataset, target
 
 
-def _start(run: build.Run, checkpoints: Checkpoints, target: TrainState, key: jax.Array, mesh: Any) -> TrainState:
+def _start(
+    run: build.Run | build.Guide, checkpoints: Checkpoints, target: TrainState, key: jax.Array, mesh: Any
+) -> TrainState:
     """The newest checkpoint's state, or a new one; says which."""
     num_params = sum(leaf.size for leaf in jax.tree.leaves(target.params))
     say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}")
@@ -107,7 +107,7 @@ def _start(run: build.Run, checkpoints: Checkpoints, target: TrainState, key: ja
     return state
 
 
-def _compiled(run: build.Run, mesh: Any, target: TrainState, batch: Any, key: jax.Array) -> Any:
+def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch: Any, key: jax.Array) -> Any:
     """The train step, compiled ahead for this state and batch."""
     start = time.perf_counter()
     step = make_train_step(run.loss, run.optimizer, run.ema_decays, ema_warmup=run.config.ema.warmup)
@@ -115,51 +115,6 @@ def _compiled(run: build.Run, mesh: Any, target: TrainState, batch: Any, key: ja
     compiled = compile_step(step, mesh, target).lower(target, batch, keys.stream(key, "train")).compile()
     say(f"train step compiled in {time.perf_counter() - start:.1f} s")
     return compiled
-
-
-def _paint(run: build.Run, state: TrainState, step: int, folder: Path, logs: Logs | None) -> None:
-    """Draws the same samples (fixed ids) with the raw parameters and with the EMA."""
-    logging = run.config.logging
-    count, num_steps, chain = logging.num_samples, logging.sample_steps, run.schedule.num_steps
-    if num_steps is not None and chain is not None:
-        num_steps = min(num_steps, chain)
-    for name, params in {"raw": state.params, "ema": next(iter(state.ema.values()))}.items():
-        model = run.with_params(params)
-        drawn = sampling.generate(
-            model, num_samples=count, seed=run.config.seed, num_steps=num_steps, cond=run.cond(count)
-        )
-        if jax.process_index() == 0:
-            images.save_png(folder / "samples" / f"step_{step:07d}_{name}.png", drawn)
-            if logs:
-                logs.picture(step, f"samples/{name}", images.picture(drawn))
-
-
-def _finish(run: build.Run, state: TrainState, folder: Path) -> None:
-    """The final grid with the run's own sampler and grid, the loss curve, and a line that says where they lie."""
-    start, count = time.perf_counter(), run.config.logging.num_samples
-    model = run.with_params(next(iter(state.ema.values())))
-    drawn = sampling.generate(model, num_samples=count, seed=run.config.seed, cond=run.cond(count))
-    if jax.process_index() == 0:
-        curve = plot_loss(folder)
-        if run.shape == (2,):
-            _draw_field(model, drawn, folder)
-        images.save_png(folder / "samples.png", drawn)  # last: while it is missing, the same command makes it
-        print(f"{count} final samples drawn in {time.perf_counter() - start:.1f} s")
-        print(
-            f"done: {int(state.step)} steps. Samples: {folder / 'samples.png'}; loss curve: {curve}; "
-            f"metrics: {folder / 'metrics.jsonl'}; checkpoints: {folder / 'checkpoints'}"
-        )
-
-
-def _draw_field(run: build.Run, drawn: Any, folder: Path) -> None:
-    """score.png: the samples and the learned score field at three levels; none for class-conditional runs."""
-    if run.config.network.get("class_conditional"):  # a field for each class, not one
-        return
-    denoise = run.denoiser(run.params, {})
-    times = run.schedule.time_at(np.array([-4.0, 0.0, 4.0]))
-    plain = denoise.bind(np.zeros_like(points.PLACES)) if isinstance(denoise, SelfConditioned) else denoise
-    field = points.score_field(plain, drawn, run.schedule.level(jax.numpy.asarray(times)))
-    Image.fromarray(field).save(folder / "score.png")
 
 
 def _last_good(checkpoints: Checkpoints, folder: Path) -> str:

@@ -39,8 +39,8 @@ class Dataset:
         num_values: stored intensities are 0..num_values-1: 256 for 8-bit images, 17 for scikit-learn's digits; 0 for
             values that are no intensities but float32 in [-1, 1] already.
         class_names: the name of label 0, 1, ...; () in an unlabelled set.
-        caption_length: tokens of each caption (`captions.encode`); 0 in a set without captions.
-        captions: up to 64 different captions of the set, for grids of samples.
+        caption_length: tokens in each record's "text", int32 [caption_length] (`data/captions.py`); 0 without captions.
+        captions: some of the set's captions, each once, for samples to be drawn of; () without captions.
     """
 
     source: Source

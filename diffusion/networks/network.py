@@ -27,31 +27,56 @@ class Network:
     apply: Callable[..., jax.Array]
 
 
+class Classifier(Network):
+    """A network whose output is the logits of the classes, [batch, num_classes]: a guide, not a denoiser."""
+
+
+class Matcher(Network):
+    """A network whose output is (image [batch, d], text [batch, d], scale []): two unit vectors and their temperature.
+
+    The similarity of x_t and the caption cond["text"] of the same row is scale * image . text: a guide, not a denoiser.
+    """
+
+
 class Inputs(NamedTuple):
     """What a network is given besides x and the noise level: facts of the data set and of the training.
 
     num_classes:        of the data set; 0 where it has none. Whether labels are read, cond["label"] (int [batch] in
                         0..num_classes-1), is the network's own option class_conditional.
+    caption_length:     tokens of its captions; 0 where it has none. Whether they are read, cond["text"] (int
+                        [batch, caption_length], 0 after the last byte), is the option text_conditional.
     self_conditioning:  the network sees its own last estimate, cond["x_0_hat"], of x's shape.
     augment_label:      it is told how an image was moved, cond["augment_label"], float [batch, 9], see
                         `augment.geometric`.
-    null_label:         labels are dropped in training: the label num_classes stands for "no class".
+    dropped:            conditions are dropped in training: the label num_classes stands for "no class", as a caption
+                        without a byte does for "no caption".
     """
 
     num_classes: int = 0
+    caption_length: int = 0
     self_conditioning: bool = False
     augment_label: bool = False
-    null_label: bool = False
+    dropped: bool = False
+
+    @property
+    def nulls(self) -> dict[str, int]:
+        """What stands for "no condition" in each entry of cond that can be dropped."""
+        return {"label": self.num_classes, "text": 0}
 
     def num_labels(self, class_conditional: bool) -> int:
-        """The number of labels that a network embeds: the classes, and the null label after them; 0 for none."""
-        return self.num_classes + self.null_label if class_conditional else 0
+        """The number of labels that a network embeds: the classes, and "no class" after them; 0 for none."""
+        return self.num_classes + self.dropped if class_conditional else 0
 
-    def example(self, shape: tuple[int, ...], class_conditional: bool) -> dict[str, jax.Array]:
-        """One example row of each cond entry that is read, for samples of this shape; ValueError without labels."""
+    def example(
+        self, shape: tuple[int, ...], class_conditional: bool = False, text_conditional: bool = False
+    ) -> dict[str, jax.Array]:
+        """One example row of each cond entry that is read, for samples of this shape; ValueError where it has none."""
         if class_conditional and self.num_classes < 1:
             raise ValueError("class_conditional=True needs a data set with labels; this one has none.")
+        if text_conditional and self.caption_length < 1:
+            raise ValueError("text_conditional=True needs a data set with captions; this one has none.")
         labels = {"label": jnp.zeros(1, jnp.int32)} if class_conditional else {}
+        labels |= {"text": jnp.zeros((1, self.caption_length), jnp.int32)} if text_conditional else {}
         estimate = {"x_0_hat": jnp.zeros((1, *shape))} if self.self_conditioning else {}
         augmentation = {"augment_label": jnp.zeros((1, LABEL_WIDTH))} if self.augment_label else {}
         return labels | estimate | augmentation

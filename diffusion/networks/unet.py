@@ -1,15 +1,16 @@
 """The U-Net of DDPM (Ho et al. 2020, appendix B), and with its options those of the papers that grew out of it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from diffusion.networks.blocks import Block, SelfAttention, Style
+from diffusion.networks.blocks import Block, CrossAttention, SelfAttention, Style
 from diffusion.networks.layers import Conv, GroupNorm, LevelEmbedding, with_estimate
 from diffusion.networks.network import Inputs, Network, check_dropout, from_linen, near_sizes, one_of
 from diffusion.networks.resample import blur, check_taps
+from diffusion.networks.text import Text, TextEncoder, text_encoder
 from diffusion.types import check_positive
 
 
@@ -31,6 +32,10 @@ def unet(
     fourier_scale: float | None = None,
     progressive_input: bool = False,
     class_conditional: bool = False,
+    text_conditional: bool = False,
+    text_channels: int = 256,
+    text_blocks: int = 4,
+    text_heads: int = 4,
     dtype: str = "float32",
     inputs: Inputs = Inputs(),
 ) -> Network:
@@ -56,18 +61,22 @@ def unet(
                     numbers up to 1000.
     progressive_input:  the image itself, halved by blurred convolutions, joins each level (NCSN++'s "residual").
     class_conditional:  reads cond["label"] (int [batch]) and adds its embedding.
+    text_conditional:   reads cond["text"] (int [batch, caption_length]) with a `text.TextEncoder` of text_channels,
+                    text_blocks and text_heads. Its pooled vector joins the level, its features are read by
+                    cross-attention after each self-attention (Rombach et al. 2022, arXiv:2112.10752, section 3.3).
+                    Both start at zero: a new network ignores its text.
     dtype:          of the computation; parameters, normalisation statistics and the output stay float32.
     inputs:         facts of the data set and of the training, see `network.Inputs`. An estimate joins x as further
                     channels, labels and the augmentation's label join the level.
     """
-    _check(shape, channels, channel_mults, num_blocks, dropout)
+    check_levels(shape, channels, channel_mults, num_blocks, dropout)
     _check_resampling(resample, resample_filter, progressive_input, len(channel_mults))
     sides = [max(shape[:2]) >> i for i in range(len(channel_mults))]
     attended = [m for m, side in zip(channel_mults, sides, strict=True) if side in attention_resolutions]
     _check_heads(num_heads, head_channels, [channels * mult for mult in (*attended, channel_mults[-1])])
     if fourier_scale is not None:
         check_positive("fourier_scale", fourier_scale)
-    example = inputs.example(shape, class_conditional)
+    example = inputs.example(shape, class_conditional, text_conditional)
     style = Style(
         dtype=jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16"))),
         dropout=dropout,
@@ -79,6 +88,7 @@ def unet(
         resample_filter=tuple(resample_filter),
         project_resampled=resample == "projected_block",
     )
+    widths = (text_channels, text_blocks, text_heads)
     module = UNet(
         style=style,
         channels=channels,
@@ -90,13 +100,15 @@ def unet(
         fourier_scale=fourier_scale,
         progressive_input=progressive_input,
         num_labels=inputs.num_labels(class_conditional),
+        text_encoder=text_encoder(*widths, inputs.caption_length, style.dtype) if text_conditional else None,
     )
     return from_linen(module, shape, example)
 
 
-def _check(
+def check_levels(
     shape: tuple[int, ...], channels: int, channel_mults: tuple[int, ...], num_blocks: int, dropout: float
 ) -> None:
+    """ValueError for images that do not fit the levels, and for numbers that make no network."""
     if len(shape) != 3:
         raise ValueError(
             f"the U-Net takes images (h, w, c), got samples of shape {shape}. For points, use network.name=mlp."
@@ -140,69 +152,95 @@ def _check_resampling(resample: str, taps: tuple[float, ...], progressive_input:
         raise ValueError("progressive_input=True needs at least two levels; give more channel_mults.")
 
 
-class UNet(nn.Module):
-    """See `unet`."""
+class Told(NamedTuple):
+    """What every stage is told: the level with all that joins it, [batch, width]; and the text, if there is one."""
+
+    emb: Array
+    text: Text | None
+
+
+class Encoder(nn.Module):
+    """The half of the U-Net on its way down, and its middle: what a U-Net and a guide have in common; see `unet`."""
 
     style: Style
     channels: int
     channel_mults: tuple[int, ...]
     num_blocks: int
     attention_resolutions: tuple[int, ...]
-    blocks_resample: bool
-    attend_once: bool
-    fourier_scale: float | None
-    progressive_input: bool
-    num_labels: int
+    blocks_resample: bool = False
+    fourier_scale: float | None = None
+    progressive_input: bool = False
+    num_labels: int = 0
+    text_encoder: TextEncoder | None = None
 
-    @nn.compact
-    def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
-        out_channels, style, dtype = x.shape[-1], self.style, self.style.dtype
-        x = with_estimate(x, cond)
-        embed = LevelEmbedding(self.channels, 4 * self.channels, self.num_labels, dtype, self.fourier_scale)
-        emb = nn.swish(embed(noise_cond, cond))
+    def told(self, noise_cond: Array, cond: Any) -> Told:
+        """The level, the labels and the text, as each stage is told them."""
+        width, dtype = 4 * self.channels, self.style.dtype
+        text = None if self.text_encoder is None else self.text_encoder(cond["text"])
+        embed = LevelEmbedding(self.channels, width, self.num_labels, dtype, self.fourier_scale)
+        return Told(nn.swish(embed(noise_cond, cond, None if text is None else text.pooled)), text)
 
-        def stage(x: Array, mult: int, attend: bool) -> Array:
-            x = Block(mult * self.channels, style)(x, emb, train)
-            return SelfAttention(style)(x) if attend else x
+    def stage(self, x: Array, told: Told, train: bool, mult: int, attend: bool) -> Array:
+        """A residual block, with self-attention, and with cross-attention if there is a text, after it or not."""
+        x = Block(mult * self.channels, self.style)(x, told.emb, train)
+        if not attend:
+            return x
+        x = SelfAttention(self.style)(x)
+        return x if told.text is None else CrossAttention(self.style)(x, told.text)
 
+    def down(self, x: Array, told: Told, train: bool) -> tuple[Array, list[Array]]:
+        """(the middle's output, what the way up joins to it)."""
+        style, dtype = self.style, self.style.dtype
         pyramid = x.astype(dtype)
         x = Conv(self.channels, dtype)(pyramid)
         skips = [x]
         last = len(self.channel_mults) - 1
         for i, mult in enumerate(self.channel_mults):
             for _ in range(self.num_blocks):
-                x = stage(x, mult, self._attends(x))
+                x = self.stage(x, told, train, mult, self.attends(x))
                 skips.append(x)
             if i < last:
-                x = self._halved(x, emb, train)
+                x = self._halved(x, told.emb, train)
                 if self.progressive_input:
                     blurred = blur(pyramid, style.resample_filter)
                     pyramid = Conv(x.shape[-1], dtype, stride=2, padding="VALID")(blurred)
                     x = pyramid = style.joined(pyramid, x)
                 skips.append(x)
-
-        x = stage(x, self.channel_mults[-1], True)
-        x = stage(x, self.channel_mults[-1], False)
-
-        for i, mult in reversed(list(enumerate(self.channel_mults))):
-            for left in reversed(range(self.num_blocks + 1)):
-                attend = self._attends(x) and (left == 0 or not self.attend_once)
-                x = stage(jnp.concatenate([x, skips.pop()], axis=-1), mult, attend)
-            if i > 0:
-                x = self._doubled(x, emb, train)
-
-        x = nn.swish(GroupNorm(dtype)(x))
-        return Conv(out_channels, jnp.float32, zero=True)(x.astype(jnp.float32))
+        x = self.stage(x, told, train, self.channel_mults[-1], True)
+        return self.stage(x, told, train, self.channel_mults[-1], False), skips
 
     def _halved(self, x: Array, emb: Array, train: bool) -> Array:
         if self.blocks_resample:
             return Block(x.shape[-1], self.style, "down")(x, emb, train)
         return Conv(x.shape[-1], self.style.dtype, stride=2)(x)
 
+    def attends(self, x: Array) -> bool:
+        """Whether self-attention follows the blocks of this level."""
+        return max(x.shape[1:3]) in self.attention_resolutions
+
+
+class UNet(Encoder):
+    """See `unet`."""
+
+    attend_once: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
+        out_channels, dtype = x.shape[-1], self.style.dtype
+        x = with_estimate(x, cond)
+        told = self.told(noise_cond, cond)
+        x, skips = self.down(x, told, train)
+        for i, mult in reversed(list(enumerate(self.channel_mults))):
+            for left in reversed(range(self.num_blocks + 1)):
+                attend = self.attends(x) and (left == 0 or not self.attend_once)
+                x = self.stage(jnp.concatenate([x, skips.pop()], axis=-1), told, train, mult, attend)
+            if i > 0:
+                x = self._doubled(x, told.emb, train)
+
+        x = nn.swish(GroupNorm(dtype)(x))
+        return Conv(out_channels, jnp.float32, zero=True)(x.astype(jnp.float32))
+
     def _doubled(self, x: Array, emb: Array, train: bool) -> Array:
         if self.blocks_resample:
             return Block(x.shape[-1], self.style, "up")(x, emb, train)
         return Conv(x.shape[-1], self.style.dtype)(x.repeat(2, axis=1).repeat(2, axis=2))
-
-    def _attends(self, x: Array) -> bool:
-        return max(x.shape[1:3]) in self.attention_resolutions

@@ -21,7 +21,7 @@ def ddim(eta: float = 0.0) -> Sampler:
         raise ValueError(f"got eta={eta}, expected a number in [0, 1]: 0 is deterministic, 1 ancestral.")
 
     def step(denoise: Denoiser, x: Any, state: None, step: Step, keys_: Any) -> tuple[Any, None]:
-        x_0, eps, _ = denoise(x, step.now)
+        x_0, eps, *_ = denoise(x, step.now)
         small = gaussian.posterior(x_0, x, step)[1]
         rest = jnp.sqrt(step.to.sigma**2 - eta**2 * small)
         x = expand(step.to.alpha, x) * x_0 + expand(rest, x) * eps

@@ -21,7 +21,7 @@ def euler(churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.in
 
     def step(denoise: Denoiser, x: Any, state: None, step: Step, keys: Any) -> tuple[Any, None]:
         x, level = churning.add(x, step, keys, "euler")
-        x_0, eps, _ = denoise(x, level)
+        x_0, eps, *_ = denoise(x, level)
         return gaussian.diffuse(x_0, eps, step.to), None
 
     return Sampler(stateless, step, order=1, nfe=one_per_step, aux=churning.aux, renoises=True)

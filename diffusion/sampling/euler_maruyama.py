@@ -23,7 +23,7 @@ def euler_maruyama() -> Sampler:
 
 
 def _step(denoise: Denoiser, x: Any, state: None, step: Step, keys_: Any) -> tuple[Any, None]:
-    x_0, eps, _ = denoise(x, step.now)
+    x_0, eps, *_ = denoise(x, step.now)
     scale, added = gaussian.forward_kernel(step)
     z = keys.normal(keys_, x.shape[1:])
     moved = expand(1 - jnp.log(scale), x) * x + expand(added, x) * gaussian.score(eps, step.now)

@@ -23,7 +23,7 @@ def heun(churn: float = 0.0, churn_min: float = 0.0, churn_max: float = math.inf
 
     def step(denoise: Denoiser, x: Any, state: None, step: Step, keys: Any) -> tuple[Any, None]:
         x, level = churning.add(x, step, keys, "heun")
-        x_0, eps, _ = denoise(x, level)
+        x_0, eps, *_ = denoise(x, level)
         to = step.to
         end = gaussian.diffuse(x_0, eps, to)
 

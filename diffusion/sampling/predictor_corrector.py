@@ -31,7 +31,7 @@ def predictor_corrector(predictor: str = "reverse_diffusion", snr: float = 0.16,
         for i in range(corrections):
             score, z = gaussian.score(denoise(x, now).eps, now), fresh(keys, i + 1, x.shape[1:])
             x = move(x, score, 2 * now.alpha**2 * (snr * _norm(z) / _norm(score)) ** 2, z)
-        x_0, eps, _ = denoise(x, now)
+        x_0, eps, *_ = denoise(x, now)
         mean, small, large = gaussian.posterior(x_0, x, step)
         if predictor == "reverse_diffusion":
             scale, _ = gaussian.forward_kernel(step)

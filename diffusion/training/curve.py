@@ -20,7 +20,7 @@ def plot_loss(workdir: Path) -> Path:
     whole.plot([row["step"] for row in rows], [row["loss"] for row in rows])
     whole.set(xlabel="step", ylabel="loss", yscale="log")
     seen = {name for row in rows for name in row}
-    for name in (name for name in bin_names() if name in seen):
+    for name in (name for name in bin_names("loss") if name in seen):
         points = np.array([(row["step"], row[name]) for row in rows if name in row])
         by_level.plot(points[:, 0], points[:, 1], label=name.removeprefix("loss/").replace("_", " "))
     by_level.set(xlabel="step", yscale="log", title="by noise level")

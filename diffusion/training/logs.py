@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,27 @@ def summarize(first_step: int, per_step: list[dict[str, Any]]) -> dict[str, floa
                 f"step {first_step + 1 + i}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}."
             )
     row = {name: float(np.mean([m[name] for m in fetched])) for name in ("loss", "grad_norm")}
-    loss, count = (np.sum([m[name] for m in fetched], axis=0) for name in ("bin_loss", "bin_count"))
-    for name, bin_loss, bin_count in zip(bin_names(), loss, count, strict=True):
-        if bin_count:
-            row[name] = float(bin_loss / bin_count)
+    return row | by_level(fetched)
+
+
+def by_level(fetched: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each per-sample metric ("bin_<name>") over the samples of each log-SNR bin; empty bins are left out.
+
+    Metrics besides the loss also have their mean over all samples.
+    """
+    summed = {k: np.sum([m[k] for m in fetched], axis=0) for k in fetched[0] if k.startswith("bin_")}
+    count, row = summed.pop("bin_count"), {}
+    for key, sums in summed.items():
+        name = key.removeprefix("bin_")
+        if name != "loss":
+            row[name] = float(sums.sum() / count.sum())
+        means = zip(bin_names(name), sums, count, strict=True)
+        row |= {place: float(total / size) for place, total, size in means if size}
     return row
 
 
-def bin_names() -> list[str]:
-    """The names under which the loss of each log-SNR bin is logged, from noisy to clean."""
+def bin_names(name: str) -> list[str]:
+    """The names under which a metric of each log-SNR bin is logged, from noisy to clean."""
     edges = [f"{edge:g}" for edge in LOG_SNR_BINS]
-    inner = [f"loss/log_snr_{low}_to_{high}" for low, high in itertools.pairwise(edges)]
-    return [f"loss/log_snr_below_{edges[0]}", *inner, f"loss/log_snr_above_{edges[-1]}"]
+    inner = [f"{name}/log_snr_{low}_to_{high}" for low, high in itertools.pairwise(edges)]
+    return [f"{name}/log_snr_below_{edges[0]}", *inner, f"{name}/log_snr_above_{edges[-1]}"]

@@ -68,7 +68,7 @@ def main():
         counts = f"{halves[0].num_rows} | the other {halves[1].num_rows}"
         print(f"| half of the real digits, split {seed} | {counts} | {frechet_distance(*halves):.2f} | | |")
     ways = [({"sampler": {"name": "ddim"}}, steps) for steps in args.ddim_steps] + [({}, None)]  # {}: the run's own
-    if run.config.loss.label_dropout:
+    if run.config.loss.cond_dropout:
         ways = [({"guidance": {"scale": scale}}, None) for scale in args.guidance_scales]
     for settings, num_steps in ways:
         start = time.perf_counter()

@@ -26,7 +26,7 @@ def test_xl_2_has_the_published_number_of_parameters():
     That counts its fixed table of 16 x 16 positions, and the last layer also gives the variance of each of the 2x2x4
     values of a patch. Ours has neither.
     """
-    classes = {"class_conditional": True, "inputs": Inputs(num_classes=1000, null_label=True)}
+    classes = {"class_conditional": True, "inputs": Inputs(num_classes=1000, dropped=True)}
     xl_2 = dit((32, 32, 4), patch_size=2, channels=1152, num_blocks=28, num_heads=16, **classes)
     table, variance = 16 * 16 * 1152, (2 * 2 * 4) * (1152 + 1)
     assert size(xl_2) == 675_129_632 - table - variance

@@ -203,7 +203,7 @@ class TestEveryNetwork:
 
     def test_the_null_label_is_one_more_row_of_the_labels_embedding(self, name):
         told, plain = (
-            small(name, class_conditional=True, inputs=Inputs(num_classes=3, null_label=null)) for null in (True, False)
+            small(name, class_conditional=True, inputs=Inputs(num_classes=3, dropped=null)) for null in (True, False)
         )
         shapes = [
             jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(n.init, jax.random.key(0))) for n in (told, plain)

@@ -1,0 +1,255 @@
+"""`build`: a config's parts put together, and `load`: a trained run from its folder."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion import augment, lookup, losses, objectives, workdir
+from diffusion.build import parts
+from diffusion.build.run import Facts, Guide, Run
+from diffusion.conditions import Conditions
+from diffusion.config import BESIDES_OPTIONS, DEFAULTS, from_json, make, to_json
+from diffusion.data.dataset import Dataset
+from diffusion.denoiser import network_denoiser, pushed
+from diffusion.keys import stream
+from diffusion.networks.network import Inputs
+from diffusion.objectives import Objective
+from diffusion.sampling import grids
+from diffusion.training import checkpoint, ema
+from diffusion.types import AnyDenoiser, Cond, Params
+
+Loss = Callable[..., tuple[Any, dict[str, Any]]]
+
+
+def build(config: ConfigDict, facts: Facts | None = None) -> Run | Guide:
+    """The Run that a config describes, or the Guide. Every error of the config is a ValueError here, before any work.
+
+    facts: what is known of the data set; None opens it (and may prepare or download it) to find out.
+    """
+    config = config.copy_and_resolve_references()
+    parts.check_training(config)
+    parts.check_augment(config.data)
+    ema.named(config.ema.decays)
+    schedule = parts.make_schedule(config.schedule)
+    shared = {
+        "schedule": schedule,
+        "levels": make("levels", config.levels, schedule=schedule),
+        "optimizer": make("optimizer", config.optimizer),
+    }
+    param = parts.make_parameterization(config, schedule)
+    if config.loss.name == "denoising":
+        return _run(config, facts, param, **shared)
+    return _guide(config, facts, param, **shared)
+
+
+def _run(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> Run:
+    """The run that learns to denoise."""
+    schedule, reads = shared["schedule"], parts.reads(config.network)
+    losses.check_norm(config.loss.norm)
+    losses.check_cond_dropout(config.loss.cond_dropout, bool(reads))
+    how = parts.guidance_options(config)
+    weight = make("weight", config.weight, schedule=schedule)
+    threshold = parts.make_threshold(config)
+    sampler = make("sampler", config.sampler, schedule=schedule)
+    parts.check_renoises(how.plus_plus, sampler)
+    grids.prepare(schedule, make("grid", config.grid, schedule=schedule), sampler)
+    dataset, facts = _data(config, facts)
+    inputs = _inputs(config, facts)
+    network = make("network", config.network, shape=facts.shape, inputs=inputs)
+    guide = _guide_of(config, facts)
+
+    def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:
+        batch = _augmented(batch, key, config)
+        if inputs.dropped:
+            nulls = {name: null for name, null in inputs.nulls.items() if name in reads}
+            batch = losses.drop_cond(batch, key, config.loss.cond_dropout, nulls)
+        return losses.denoising_loss(
+            network.apply,
+            params,
+            batch,
+            key,
+            levels=shared["levels"],
+            param=param,
+            weight=weight,
+            memory=memory,
+            norm=config.loss.norm,
+            self_conditioning=config.loss.self_conditioning,
+        )
+
+    denoiser = network_denoiser(network, inputs, param, threshold=threshold, how=how)
+    conditions = _conditions(reads, facts, null=inputs.dropped)
+    if guide is not None:
+        denoiser = _guided(denoiser, guide, config.guidance.guide_scale)
+        conditions = conditions.joined(guide.conditions)
+    return Run(
+        config=config,
+        facts=facts,
+        network=network,
+        loss=loss,
+        conditions=conditions,
+        dataset=dataset,
+        sampler=sampler,
+        denoiser=denoiser,
+        guide=guide,
+        **shared,
+    )
+
+
+def _guide(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> Guide:
+    """The run that learns to read a class or a caption from x_t."""
+    objective = lookup.make(objectives, Objective, {"name": config.loss.name}, block="loss")
+    parts.check_unused(config, ("loss", "weight", "guidance"))
+    dataset, facts = _data(config, facts)
+    parts.augmented(config.data, facts.shape)
+    inputs = Inputs(num_classes=len(facts.class_names), caption_length=facts.caption_length)
+    network = make("network", config.network, returns=objective.network, shape=facts.shape, inputs=inputs)
+
+    def guide_loss(dropout: bool) -> Loss:
+        def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:
+            if dropout:
+                batch = _augmented(batch, key, config)
+            options = {"levels": shared["levels"], "param": param, "objective": objective, "memory": memory}
+            return losses.guide_loss(network.apply, params, batch, key, dropout=dropout, **options)
+
+        return loss
+
+    return Guide(
+        config=config,
+        facts=facts,
+        network=network,
+        loss=guide_loss(True),
+        test_loss=guide_loss(False),
+        conditions=_conditions((objective.reads,), facts),
+        dataset=dataset,
+        param=param,
+        objective=objective,
+        **shared,
+    )
+
+
+def _guided(
+    denoiser: Callable[[Params, Cond], AnyDenoiser], guide: Guide, scale: float
+) -> Callable[[Params, Cond], AnyDenoiser]:
+    """The denoiser, pushed by the gradient of the guide's log-likelihood; params are those of both."""
+
+    def both(params: Params, cond: Cond) -> AnyDenoiser:
+        likelihood = guide.log_likelihood(params["guide"], cond)
+        return pushed(denoiser(params["network"], cond), likelihood, scale)
+
+    return both
+
+
+def _guide_of(config: ConfigDict, facts: Facts) -> Guide | None:
+    """The guide that the config names; ValueError where it is none, or was trained for something else."""
+    block = config.guidance
+    if block.guide is None:
+        if block.guide_scale != DEFAULTS["guidance"]["guide_scale"]:
+            raise ValueError(
+                f"got guidance.guide_scale={block.guide_scale} without a guide: add guidance.guide=FOLDER, the workdir "
+                "of a trained classifier or encoder pair, or mean guidance.scale."
+            )
+        return None
+    try:
+        guide = load_guide(block.guide)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"guidance.guide={block.guide}: {error}") from error
+    theirs, ours = to_json(guide.config)["schedule"], to_json(config)["schedule"]
+    what = {"schedule": (theirs, ours), "shape": (guide.shape, facts.shape)}
+    if "label" in guide.conditions.names and facts.class_names:
+        what["classes"] = (guide.facts.class_names, facts.class_names)
+    for name, (there, here) in what.items():
+        if there != here:
+            raise ValueError(
+                f"guidance.guide={block.guide} was trained for another {name}: {there} there, {here} here. Train a "
+                "guide on this run's data and schedule."
+            )
+    return guide
+
+
+def _data(config: ConfigDict, facts: Facts | None) -> tuple[Dataset | None, Facts]:
+    """The training images, opened if nothing is known of them yet, and what is known then."""
+    if facts is not None:
+        return None, facts
+    dataset = parts.open_dataset(config, "train")
+    shape, captions = tuple(dataset.shape), (dataset.caption_length, tuple(dataset.captions))
+    return dataset, Facts(shape, dataset.num_values, tuple(dataset.class_names), len(dataset), *captions)
+
+
+def _inputs(config: ConfigDict, facts: Facts) -> Inputs:
+    return Inputs(
+        num_classes=len(facts.class_names),
+        caption_length=facts.caption_length,
+        self_conditioning=config.loss.self_conditioning,
+        augment_label=parts.augmented(config.data, facts.shape),
+        dropped=config.loss.cond_dropout > 0,
+    )
+
+
+def _conditions(reads: tuple[str, ...], facts: Facts, *, null: bool = False) -> Conditions:
+    return Conditions(reads, facts.class_names, facts.caption_length, facts.captions, null)
+
+
+def _augmented(batch: Mapping[str, Any], key: jax.Array, config: ConfigDict) -> Mapping[str, Any]:
+    """The batch with augmented images, where the config says so, and with their labels for the network."""
+    if config.data.augment is None:
+        return batch
+    image, label = augment.geometric(stream(key, "augment"), batch["image"], config.data.augment)
+    return {**batch, "image": image, "augment_label": label}
+
+
+def load(
+    folder: str | Path,
+    step: int | None = None,
+    *,
+    sampler: Mapping[str, Any] | None = None,
+    grid: Mapping[str, Any] | None = None,
+    guidance: Mapping[str, Any] | None = None,
+) -> Run:
+    """A trained run, ready to sample from: `sampling.generate(build.load("runs/digits"))`.
+
+    folder: the --workdir of the training; neither its config nor its data are needed again.
+    step: which checkpoint, by default the newest.
+    sampler, grid, guidance: settings that replace the run's own, such as sampler={"name": "ddim", "eta": 0.5} or
+    guidance={"scale": 3.0}; where the name is another one than the run's, the rest of the run's block does not apply,
+    but for the threshold. guidance={"guide": "runs/classifier_digits", "guide_scale": 2.0} loads that guide too.
+
+    FileNotFoundError if there is no run or no such checkpoint; ValueError for settings that do not exist, and for the
+    folder of a guide.
+    """
+    run = _load(folder, step, {"sampler": sampler or {}, "grid": grid or {}, "guidance": guidance or {}})
+    if isinstance(run, Guide):
+        raise ValueError(
+            f"{folder} holds a guide, which draws no samples: it steers those of other runs, by "
+            f'build.load("runs/digits", guidance={{"guide": "{folder}"}}), or --guide={folder} in --mode=sample.'
+        )
+    return run
+
+
+def load_guide(folder: str | Path, step: int | None = None) -> Guide:
+    """A trained guide, ready to steer: guide.log_likelihood(guide.params, cond); the errors are as in `load`."""
+    guide = _load(folder, step, {})
+    if not isinstance(guide, Guide):
+        raise ValueError(
+            f"{folder} holds a run that draws samples, expected a guide: a training of configs/classifier_digits.py, "
+            "or of another config with loss.name=classification or contrastive."
+        )
+    return guide
+
+
+def _load(folder: str | Path, step: int | None, replaced: Mapping[str, Mapping[str, Any]]) -> Run | Guide:
+    folder = Path(folder).expanduser()
+    settings, known = workdir.read(folder, "config.json"), workdir.read(folder, "data.json")
+    for block, given in replaced.items():
+        own = settings.get(block, {})
+        if given.get("name", own.get("name")) != own.get("name"):  # what was said of the other component is void
+            own = {key: own[key] for key in BESIDES_OPTIONS.get(block, ()) if key in own}
+        settings[block] = own | dict(given)
+    facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+    run = build(from_json(settings), Facts(**facts))
+    shape = jax.eval_shape(run.network.init, jax.random.key(0))
+    params, step = checkpoint.load_params(folder / "checkpoints", shape, next(iter(run.ema_decays)), step)
+    return dataclasses.replace(run.with_params(params), step=step)
