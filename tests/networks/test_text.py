@@ -1,4 +1,4 @@
-"""The text encoder and cross-attention: padding and neighbours never matter, and no caption is a caption of its own."""
+"""Text in networks: padding and neighbours never matter, no caption is one of its own, a new network ignores all."""
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,10 @@ from diffusion.data import captions
 from diffusion.data.captions import encode
 from diffusion.networks.blocks import CrossAttention, Style
 from diffusion.networks.layers import GroupNorm
+from diffusion.networks.network import Inputs
 from diffusion.networks.text import VOCABULARY, Text, text_encoder
-from tests.networks.test_networks import noisy
+from diffusion.networks.unet import unet
+from tests.networks.test_networks import SMALL, compiled, noisy, noisy_params, size
 
 CAPTIONS = ["a handwritten three", "", "żółw", "three"]
 ENCODER = text_encoder(8, 2, 2, 48, jnp.dtype("float32"))
@@ -130,3 +132,99 @@ def test_new_cross_attention_passes_on_its_input():
     np.testing.assert_array_equal(
         jax.jit(CrossAttention(Style(jnp.float32)).init_with_output)(jax.random.key(1), x, text)[0], x
     )
+
+
+TEXT = {"text_conditional": True, "text_channels": 8, "text_blocks": 1, "text_heads": 2}
+
+
+def reading(length=24, shape=(8, 8, 3), **options):
+    """A small U-Net that reads captions."""
+    return compiled(unet(shape, **SMALL["unet"] | TEXT | options, inputs=Inputs(caption_length=length)))
+
+
+def rows(*texts, length=24):
+    return {"text": jnp.asarray(encode(texts, length))}
+
+
+def is_text(path):
+    names = [entry.key for entry in path]
+    return "text" in names or any(name.startswith(("text_encoder", "CrossAttention")) for name in names)
+
+
+READING = reading()
+X = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
+
+
+def test_a_new_network_ignores_its_text_and_has_the_other_parameters_of_one_without():
+    plain = compiled(unet((8, 8, 3), **SMALL["unet"]))
+    other = noisy_params(plain)
+    new = READING.init(jax.random.key(0))
+
+    def from_plain(path, leaf):
+        if is_text(path):
+            return leaf
+        found = other
+        for entry in path:
+            found = found[entry.key]
+        return found
+
+    params = jax.tree_util.tree_map_with_path(from_plain, new)
+    told = READING.apply(params, X, 10, cond=rows("a cat", "a dog"))
+    np.testing.assert_allclose(told, plain.apply(other, X, 10, cond={}), atol=1e-5)
+    assert jnp.abs(told).max() > 0.1
+    kept = [leaf.size for path, leaf in jax.tree.leaves_with_path(new) if not is_text(path)]
+    assert sum(kept) == size(plain)
+
+
+def test_each_sample_reads_its_own_caption_to_its_end():
+    params = noisy_params(READING)
+    out = READING.apply(params, X, 10, cond=rows("a cat", "a dog"))
+    other = READING.apply(params, X, 10, cond=rows("a cat", "a dot"))
+    np.testing.assert_allclose(other[0], out[0], rtol=1e-5, atol=1e-5)
+    assert jnp.abs(other[1] - out[1]).max() > 1e-3
+    empty = READING.apply(params, X, 10, cond=rows("a cat", ""))
+    assert jnp.isfinite(empty).all()
+    assert jnp.abs(empty[1] - out[1]).max() > 1e-3
+    places = params["text_encoder"]["places"]["embedding"]
+    params["text_encoder"]["places"]["embedding"] = jnp.concatenate([places, places])
+    longer = reading(length=48).apply(params, X, 10, cond=rows("a cat", "a dog", length=48))
+    np.testing.assert_allclose(longer, out, rtol=1e-5, atol=1e-5)
+
+
+def test_the_text_is_heard_through_the_level_and_through_the_pixels():
+    """With one of the two ways closed, the other is left."""
+    for closed in ("text", "CrossAttention"):
+        params = jax.tree_util.tree_map_with_path(
+            lambda path, leaf, closed=closed: (
+                leaf * 0 if any(e.key.startswith(closed) and e.key != "text_encoder" for e in path) else leaf
+            ),
+            noisy_params(READING),
+        )
+        out = READING.apply(params, X, 10, cond=rows("a cat", "a dog"))
+        assert jnp.abs(out - READING.apply(params, X, 10, cond=rows("a cow", "a hen"))).max() > 1e-3
+
+
+def test_gradients_reach_every_parameter_of_the_text():
+    grads = jax.grad(lambda params: jnp.square(READING.apply(params, X, 10, cond=rows("a cat", ""))).mean())(
+        noisy_params(READING)
+    )
+    for path, grad in jax.tree.leaves_with_path(grads):
+        key_bias = path[-1].key == "bias" and any(e.key == "k" for e in path)  # softmax does not see it
+        assert key_bias or not is_text(path) or jnp.abs(grad).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_cross_attention_follows_every_self_attention():
+    for resolutions, once, count in [((), "every", 1), ((4,), "every", 1 + 1 + 2), ((4, 8), "last", 1 + 2 + 2)]:
+        network = reading(attention_resolutions=resolutions, up_attention=once)
+        params = jax.eval_shape(network.init, jax.random.key(0))
+        assert sum(name.startswith("CrossAttention") for name in params) == count
+        assert sum(name.startswith("SelfAttention") for name in params) == count
+
+
+def test_captions_are_needed():
+    with pytest.raises(ValueError, match="needs a data set with captions"):
+        reading(length=0)
+    with pytest.raises(ValueError, match="conditioned on 'text', but cond has \\[\\]"):
+        READING.apply(READING.init(jax.random.key(0)), X, 1, cond={})
+    with pytest.raises(ValueError, match="text_heads=3; expected"):
+        reading(text_heads=3)
