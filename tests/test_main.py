@@ -216,7 +216,7 @@ class TestGuidance:
         assert guided.name == "ddim_clip_scale4.0_label3_3steps_n6_seed0_checkpoint24.npz"
         assert two.name == "ddim_clip_scale4.0_label3,10_3steps_n6_seed0_checkpoint24.npz"
         made = json.loads(guided.with_suffix(".json").read_text())
-        assert made["guidance"] == {"scale": 4.0, "rescale": 0.0, "plus_plus": False}
+        assert made["guidance"] == {"scale": 4.0, "rescale": 0.0, "plus_plus": False, "guide_scale": 1.0}
         assert (made["labels"], json.loads(plain.with_suffix(".json").read_text())["guidance"]["scale"]) == ([3], 1.0)
         plain, guided, two = (np.load(file)["arr_0"].astype(int) for file in (plain, guided, two))
         assert np.abs(guided - plain).max((1, 2, 3)).min() > 1

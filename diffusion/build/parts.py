@@ -1,0 +1,129 @@
+"""Config blocks -> parts of a run, and the checks of what no component checks itself."""
+
+import dataclasses
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion import guidance, lookup, schedules
+from diffusion.config import config as default_config
+from diffusion.config import make, to_json
+from diffusion.data.dataset import Dataset
+from diffusion.parameterization import Parameterization
+from diffusion.sampling.sampler import Sampler
+from diffusion.schedules import Schedule
+
+
+def make_schedule(block: ConfigDict) -> Schedule:
+    """The schedule, shifted or rescaled where the block says so."""
+    schedule = make("schedule", block)
+    if block.log_snr_shift is not None:
+        schedule = schedules.shift_log_snr(schedule, block.log_snr_shift)
+    return schedules.zero_terminal_snr(schedule) if block.zero_terminal_snr else schedule
+
+
+def make_parameterization(config: ConfigDict, schedule: Schedule) -> Parameterization:
+    """The parameterization, which tells the network of a level in the schedule's way."""
+    param = make("parameterization", config.parameterization, schedule=schedule)
+    with np.errstate(divide="ignore"):
+        at_the_end = param.coefs(schedule.level(np.asarray(schedule.end)))
+    if not np.isfinite(at_the_end).all():
+        raise ValueError(
+            f"parameterization.name={config.parameterization.name} says nothing of x_0 at pure noise, where "
+            f"schedule.name={config.schedule.name} ends. Use parameterization.name=flow, v, x_0 or edm."
+        )
+    return dataclasses.replace(param, cond=schedule.embed)
+
+
+def make_threshold(config: ConfigDict) -> guidance.Transform:
+    block = config.sampler
+    options = {"name": block.threshold, "percentile": block.percentile}
+    return lookup.make(guidance, guidance.Transform, options, block="sampler.threshold")
+
+
+def guidance_options(config: ConfigDict) -> guidance.Guidance:
+    """How samples are guided; ValueError for a wrong option, or where there is no estimate without a label."""
+    block = config.guidance
+    interval = block.interval
+    if interval is not None:
+        if len(interval) != 2 or not all(isinstance(end, (int, float)) for end in interval):
+            raise ValueError(f"guidance.interval is {interval}, expected two numbers in log-SNR, such as (-4, 2).")
+        interval = (float(interval[0]), float(interval[1]))
+    try:
+        how = guidance.Guidance(float(block.scale), interval, float(block.rescale), block.plus_plus)
+    except ValueError as error:
+        raise ValueError(f"guidance: {error}") from error
+    if how.active and not config.loss.cond_dropout:
+        raise ValueError(
+            f"got guidance.scale={how.scale}, guidance.plus_plus={how.plus_plus}, but the network does not know how to "
+            "do without a condition: train with loss.cond_dropout=0.1 and network.class_conditional=True (or "
+            "text_conditional)."
+        )
+    return how
+
+
+def check_renoises(plus_plus: bool, sampler: Sampler) -> None:
+    if plus_plus and not sampler.renoises:
+        raise ValueError(
+            "guidance.plus_plus=True noises the guided x_0 again by the unconditional eps, which only the samplers "
+            "ddim and euler do; write sampler.name=ddim."
+        )
+
+
+def check_augment(block: ConfigDict) -> None:
+    if block.augment is None:
+        return
+    if not 0 < block.augment <= 1:
+        raise ValueError(
+            f"data.augment is {block.augment}, expected the probability of each transform, above 0 and at most 1, "
+            "such as 0.12; leave it out for no augmentation."
+        )
+    if block.flip:
+        raise ValueError(
+            f"got data.flip=True together with data.augment={block.augment}, which mirrors half of the images by "
+            "itself and tells the network; write data.flip=False."
+        )
+
+
+def augmented(block: ConfigDict, shape: tuple[int, ...]) -> bool:
+    """Whether training images are augmented; ValueError if the samples are no images."""
+    if block.augment is not None and len(shape) != 3:
+        raise ValueError(
+            f"data.augment is {block.augment}, which moves images (h, w, c), but a sample of data.name={block.name} "
+            f"has the shape {shape}; leave data.augment out."
+        )
+    return block.augment is not None
+
+
+def open_dataset(config: ConfigDict, split: str) -> Dataset:
+    """The configured data set's "train" or "test" part."""
+    return make("data", config.data, split=split)
+
+
+def check_training(config: ConfigDict) -> None:
+    training = config.training
+    for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+        if training[name] is None or training[name] < 1:
+            raise ValueError(f"training.{name} is {training[name]}, expected a whole number of at least 1.")
+    if training.sample_every < 0:
+        raise ValueError(f"training.sample_every is {training.sample_every}, expected 0 (no grids) or more.")
+    for name, value in {"num_samples": config.logging.num_samples, "sample_steps": config.logging.sample_steps}.items():
+        if value is not None and value < 1:
+            raise ValueError(f"logging.{name} is {value}, expected a whole number of at least 1.")
+
+
+def reads(block: ConfigDict) -> tuple[str, ...]:
+    """The entries of cond that a network of this block reads besides what training adds."""
+    options = {"class_conditional": "label", "text_conditional": "text"}
+    return tuple(name for option, name in options.items() if block.get(option))
+
+
+def check_unused(config: ConfigDict, blocks: tuple[str, ...]) -> None:
+    """ValueError for an option of these blocks that was set, though the training of a guide does not use it."""
+    ours, default = to_json(config), to_json(default_config())
+    for block in blocks:
+        for key, value in ours[block].items():
+            if (block, key) != ("loss", "name") and value != default[block].get(key):
+                raise ValueError(
+                    f"got {block}.{key}={value} with loss.name={config.loss.name}, which does not use it; leave it out."
+                )
