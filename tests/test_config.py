@@ -49,8 +49,12 @@ def test_every_config_builds_and_takes_one_step_at_tiny_size(name):
     shape = (2,) if full.network.name == "mlp" else (8, 8, 3)
     if full.network.name == "unet":
         full.network.update(TINY_UNET | ({"head_channels": 4} if full.network.head_channels else {}))
-    run = build.build(full, build.Facts(shape, 256, tuple("abcdefghij")))
-    batch = {"image": jax.random.uniform(jax.random.key(0), (4, *shape)), "label": np.arange(4)}
+    run = build.build(full, build.Facts(shape, 256, tuple("abcdefghij"), caption_length=3, captions=("a", "b")))
+    image, text = (
+        jax.random.uniform(jax.random.key(0), (4, *shape)),
+        np.array([[1, 2, 3], [4, 5, 0], [6, 0, 0], [0, 0, 0]]),
+    )
+    batch = {"image": image, "label": np.arange(4), "text": text}
     state = run.new_state(jax.random.key(0))
     (loss, _), grads = jax.jit(jax.value_and_grad(run.loss, has_aux=True))(state.params, batch, jax.random.key(1))
     assert np.isfinite(loss)
