@@ -3,13 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import guidance, keys, lookup, sampling
+from diffusion import gaussian, guidance, keys, lookup, sampling
 from diffusion.gaussian import diffuse
-from diffusion.guidance import classifier_free
+from diffusion.guidance import chain, classifier_free, clip, energy
 from diffusion.sampling.loop import sample
 from diffusion.sampling.sampler import Sampler
-from diffusion.schedules import linear_beta, vp_linear
-from diffusion.types import Prediction
+from diffusion.schedules import linear_beta, linear_beta_scaled, vp_linear, zero_terminal_snr
+from diffusion.types import Prediction, expand
 from tests import laws
 
 LEVEL = linear_beta().level(jnp.array([10, 500, 900]))
@@ -121,7 +121,7 @@ def test_an_estimate_without_deviation_is_not_rescaled():
     np.testing.assert_allclose(got.x_0, 1.0)
 
 
-def chain(name, num_steps):
+def chain_of(name, num_steps):
     """(sampler, grid) on the VP path."""
     schedule = vp_linear()
     make = lookup.components(sampling, Sampler)[name]
@@ -130,25 +130,129 @@ def chain(name, num_steps):
     return sampler, sampling.prepare(schedule, sampling.through(schedule, np.append(times, 0.0)), sampler)
 
 
+SEEN, NOISE = 0.4, 0.3
+"""An observation of x_0, and its standard deviation."""
+
+
+def posterior(mean, std, times=1):
+    """(mean, std) of N(mean, std^2) after so many observations of SEEN, float64."""
+    precision = 1 / std**2 + times / NOISE**2
+    return (mean / std**2 + times * SEEN / NOISE**2) / precision, precision**-0.5
+
+
+def spread(std, level, x):
+    """The variance of SEEN given x_t: that of x_0 given x_t, for data N(., std^2), and the observation's own."""
+    alpha, sigma = (expand(field, x) for field in (level.alpha, level.sigma))
+    return std**2 * sigma**2 / (alpha**2 * std**2 + sigma**2) + NOISE**2
+
+
+def observation(mean, std):
+    """-log p(SEEN | x_t) for data N(mean, std^2), up to a constant."""
+
+    def of(x_t, level):
+        x_0 = laws.gaussian_denoiser(mean, std)(x_t, level).x_0
+        return ((SEEN - x_0) ** 2 / (2 * spread(std, level, x_t))).sum(-1)
+
+    return of
+
+
+def observation_of_x_0(std):
+    """The same of the estimate: the gradient has to come through the denoiser."""
+    return lambda x_0, level: ((SEEN - x_0) ** 2 / (2 * spread(std, level, x_0))).sum(-1)
+
+
+ONE, TWO = posterior(0.1, 0.5), posterior(0.1, 0.5, times=2)
+DATA = laws.gaussian_denoiser(0.1, 0.5)
+GUIDED = {  # denoisers of which the closed form is that of another Gaussian
+    "classifier_free": (
+        classifier_free(laws.gaussian_denoiser(0.3, 0.5), DATA, 2.5),
+        laws.gaussian_denoiser(0.1 + 2.5 * 0.2, 0.5),
+    ),
+    "energy": (energy(observation(0.1, 0.5))(DATA), laws.gaussian_denoiser(*ONE)),
+    "energy of x_0": (energy(observation_of_x_0(0.5), of="x_0")(DATA), laws.gaussian_denoiser(*ONE)),
+    "a scale of 2": (
+        energy(lambda x, level: observation(0.1, 0.5)(x, level) / 2, 2.0)(DATA),
+        laws.gaussian_denoiser(*ONE),
+    ),
+    "a chain": (
+        chain(clip(-90.0, 90.0), energy(observation(0.1, 0.5)), energy(observation(*ONE)), clip(-90.0, 90.0))(DATA),
+        laws.gaussian_denoiser(*TWO),
+    ),
+    "classifier_free of a chain": (
+        classifier_free(energy(observation(0.1, 0.5))(DATA), energy(observation(0.1, 0.5))(DATA), 3.0),
+        laws.gaussian_denoiser(*ONE),
+    ),
+}
+
+
+@pytest.mark.parametrize("guided", GUIDED)
+def test_a_guided_denoiser_is_the_closed_form_at_every_level(guided):
+    denoise, exact = GUIDED[guided]
+    got, expected = denoise(HERE, AT), exact(HERE, AT)
+    np.testing.assert_allclose(got.x_0, expected.x_0, atol=2e-5)
+    assert_consistent(got)
+
+
+@pytest.mark.parametrize("guided", GUIDED)
 @pytest.mark.parametrize("name", lookup.components(sampling, Sampler))
-def test_every_sampler_draws_from_a_guided_denoiser(name):
-    """Between two Gaussians of one width, guidance moves the mean: the guided denoiser is a Gaussian's again."""
-    sampler, steps = chain(name, 5)
-    cond, uncond = (laws.gaussian_denoiser(mean, 0.5) for mean in (0.3, 0.1))
+def test_every_sampler_draws_from_every_guided_denoiser(name, guided):
+    """What guides a Gaussian here makes it another Gaussian, from whose denoiser the same samples come."""
+    sampler, steps = chain_of(name, 5)
+    denoise, exact = GUIDED[guided]
+    if name == "ancestral":  # a threshold makes it take the score form, whose closed form this is
+        denoise = clip(-90.0, 90.0)(denoise)
     ids = keys.per_sample(jax.random.key(0), jnp.arange(4))
     x_T = keys.normal(ids, (3,))
 
     def draw(denoise):
         return jax.jit(lambda x, ids: sample(sampler, denoise, x, steps, ids))(x_T, ids)
 
-    moved = draw(laws.gaussian_denoiser(0.1 + 2.5 * 0.2, 0.5))
-    np.testing.assert_allclose(draw(classifier_free(cond, uncond, 2.5)), moved, atol=2e-4)
+    np.testing.assert_allclose(draw(denoise), draw(exact), atol=2e-4)
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("num_energies", [1, 2])
+def test_ancestral_sampling_shifts_its_mean_by_the_variance_times_the_gradient(variance, num_energies):
+    """Dhariwal & Nichol 2021, algorithm 1, in float64: mu + Sigma grad log p(y | x_t)."""
+    function = observation(0.1, 0.5)
+    denoise = chain(*[energy(function, 2.0 / num_energies)] * num_energies)(DATA)
+    schedule = linear_beta_scaled(50)
+    for t in (50, 20, 1):
+        step = laws.step_at(schedule, t, t - 1)
+        mean, small, large = gaussian.posterior(np.float64(DATA(HERE, step.now).x_0), PLACES, step)
+        gradient = jax.grad(lambda x, step=step: function(x, step.now).sum())(HERE)
+        expected = mean - 2.0 * (small if variance == "small" else large) * np.float64(gradient)
+        sampler, ids = sampling.ancestral(variance), keys.per_sample(jax.random.key(0), jnp.arange(3))
+        got, _ = sampler.step(denoise, HERE, None, jax.tree.map(jnp.float32, step), ids)
+        plain, _ = sampler.step(DATA, HERE, None, jax.tree.map(jnp.float32, step), ids)
+        np.testing.assert_allclose(got - plain, expected - mean, atol=1e-5)
+
+
+def test_a_threshold_after_an_energy_bounds_x_0_and_leaves_no_push():
+    strong = energy(observation(0.1, 0.5), 50.0)(DATA)
+    assert np.abs(strong(HERE, AT).x_0).max() > 1
+    assert strong(HERE, AT).push is not None
+    got = clip()(strong)(HERE, AT)
+    assert np.abs(got.x_0).max() == 1
+    assert got.push is None
+    assert_consistent(got)
+
+
+def test_pure_noise_is_not_pushed():
+    """x_t says nothing of x_0 there, and sigma^2 / alpha is infinite."""
+    level = zero_terminal_snr(linear_beta()).level(jnp.asarray(1000))
+    assert level.alpha == 0
+    x_0 = lambda x, level: Prediction(jnp.full_like(x, 0.3), x)
+    got = energy(lambda x, level: (x**2).sum(-1))(x_0)(HERE, level)
+    np.testing.assert_array_equal(got.x_0, np.float32(0.3) * np.ones((3, 4), np.float32))
+    np.testing.assert_array_equal(got.eps, HERE)
+    np.testing.assert_allclose(got.push, -2 * HERE)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.6, 1.0])
 @pytest.mark.parametrize("name", ["ddim", "euler"])
 def test_a_step_of_cfg_plus_plus_is_one_of_plain_guidance_with_a_scale_of_its_size(name, scale):
-    sampler, steps = chain(name, 5)
+    sampler, steps = chain_of(name, 5)
     assert sampler.renoises
     guided = classifier_free(COND, UNCOND, scale, plus_plus=True)
     got = guided(HERE, AT)
@@ -162,7 +266,7 @@ def test_a_step_of_cfg_plus_plus_is_one_of_plain_guidance_with_a_scale_of_its_si
 
 
 def test_the_samplers_of_cfg_plus_plus_are_the_two_that_noise_x_0_again_by_eps():
-    made = {name: chain(name, 5)[0] for name in lookup.components(sampling, Sampler)}
+    made = {name: chain_of(name, 5)[0] for name in lookup.components(sampling, Sampler)}
     assert {name for name, sampler in made.items() if sampler.renoises} == {"ddim", "euler"}
 
 
@@ -171,6 +275,9 @@ def test_the_samplers_of_cfg_plus_plus_are_the_two_that_noise_x_0_again_by_eps()
     [
         (lambda: guidance.clip(1.0, -1.0), "expected low < high"),
         (lambda: guidance.dynamic(percentile=1.5), "expected a share"),
+        (lambda: energy(observation(0.1, 0.5), np.inf), "got scale=inf, expected a finite number"),
+        (lambda: energy(observation(0.1, 0.5), of="eps"), "expected 'x_t' or 'x_0'"),
+        (lambda: energy(lambda x, level: x.sum())(DATA)(HERE, AT), r"shape \(\), expected \(3,\), one number"),
         (lambda: classifier_free(COND, UNCOND, -1.0), "got scale=-1.0, expected 0"),
         (lambda: classifier_free(COND, UNCOND, 2.0, interval=(1.0, -1.0)), "in log-SNR with low < high"),
         (lambda: classifier_free(COND, UNCOND, 2.0, rescale=1.5), "expected a share in"),

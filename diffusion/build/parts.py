@@ -36,6 +36,7 @@ def make_parameterization(config: ConfigDict, schedule: Schedule) -> Parameteriz
 
 
 def make_threshold(config: ConfigDict) -> guidance.Transform:
+    """What keeps x_0 in the data's range while it is sampled."""
     block = config.sampler
     options = {"name": block.threshold, "percentile": block.percentile}
     return lookup.make(guidance, guidance.Transform, options, block="sampler.threshold")
@@ -63,6 +64,7 @@ def guidance_options(config: ConfigDict) -> guidance.Guidance:
 
 
 def check_renoises(plus_plus: bool, sampler: Sampler) -> None:
+    """ValueError for CFG++ with a sampler that does not noise x_0 again by eps."""
     if plus_plus and not sampler.renoises:
         raise ValueError(
             "guidance.plus_plus=True noises the guided x_0 again by the unconditional eps, which only the samplers "
@@ -71,6 +73,7 @@ def check_renoises(plus_plus: bool, sampler: Sampler) -> None:
 
 
 def check_augment(block: ConfigDict) -> None:
+    """ValueError for an augmentation that is none, or goes together with another."""
     if block.augment is None:
         return
     if not 0 < block.augment <= 1:
@@ -101,6 +104,7 @@ def open_dataset(config: ConfigDict, split: str) -> Dataset:
 
 
 def check_training(config: ConfigDict) -> None:
+    """ValueError for numbers of steps, images or samples that are none."""
     training = config.training
     for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
         if training[name] is None or training[name] < 1:

@@ -88,20 +88,19 @@ def summarize(first_step: int, per_step: list[dict[str, Any]]) -> dict[str, floa
                 f"step {first_step + 1 + i}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}."
             )
     row = {name: float(np.mean([m[name] for m in fetched])) for name in ("loss", "grad_norm")}
-    return row | by_level(fetched)
+    return by_level(fetched) | row
 
 
 def by_level(fetched: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The mean of each per-sample metric ("bin_<name>") over the samples of each log-SNR bin; empty bins are left out.
+    """The mean of each per-sample metric ("bin_<name>"), over all samples and over those of each log-SNR bin.
 
-    Metrics besides the loss also have their mean over all samples.
+    Bins without a sample are left out.
     """
     summed = {k: np.sum([m[k] for m in fetched], axis=0) for k in fetched[0] if k.startswith("bin_")}
     count, row = summed.pop("bin_count"), {}
     for key, sums in summed.items():
         name = key.removeprefix("bin_")
-        if name != "loss":
-            row[name] = float(sums.sum() / count.sum())
+        row[name] = float(sums.sum() / count.sum())
         means = zip(bin_names(name), sums, count, strict=True)
         row |= {place: float(total / size) for place, total, size in means if size}
     return row
