@@ -54,7 +54,7 @@ def contrastive() -> Objective:
 
     def compare(output: tuple[Array, Array, Array], cond: Cond) -> tuple[Any, Any]:
         image, text, scale = output
-        logits = scale * image @ text.T
+        logits = scale[:, None] * image @ text.T
         tokens = jnp.asarray(cond["text"])
         same = (tokens[:, None, :] == tokens[None, :, :]).all(-1)
         target = same / same.sum(1, keepdims=True)

@@ -29,20 +29,36 @@ def classifier(
     pooling; the published classifiers pool by attention).
     ValueError for a data set without classes, and as in `unet`.
     """
-    check_levels(shape, channels, channel_mults, num_blocks, dropout)
     if inputs.num_classes < 2:
         raise ValueError(f"a classifier needs a data set with two classes or more, this one has {inputs.num_classes}.")
-    kind = jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16")))
+    sizes = (channels, channel_mults, num_blocks, attention_resolutions)
     module = PooledEncoder(
-        style=Style(dtype=kind, dropout=dropout, scale_shift=scale_shift),
-        channels=channels,
-        channel_mults=tuple(channel_mults),
-        num_blocks=num_blocks,
-        attention_resolutions=tuple(attention_resolutions),
-        num_outputs=inputs.num_classes,
+        **encoder_options(shape, *sizes, dropout, scale_shift, dtype), num_outputs=inputs.num_classes
     )
     network = from_linen(module, shape, {})
     return Classifier(network.init, network.apply)
+
+
+def encoder_options(
+    shape: tuple[int, ...],
+    channels: int,
+    channel_mults: tuple[int, ...],
+    num_blocks: int,
+    attention_resolutions: tuple[int, ...],
+    dropout: float,
+    scale_shift: bool,
+    dtype: str,
+) -> dict[str, Any]:
+    """An Encoder's fields for these options of `unet`; ValueError where they do not fit the images."""
+    check_levels(shape, channels, channel_mults, num_blocks, dropout)
+    kind = jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16")))
+    return {
+        "style": Style(dtype=kind, dropout=dropout, scale_shift=scale_shift),
+        "channels": channels,
+        "channel_mults": tuple(channel_mults),
+        "num_blocks": num_blocks,
+        "attention_resolutions": tuple(attention_resolutions),
+    }
 
 
 class PooledEncoder(Encoder):

@@ -32,7 +32,7 @@ class Classifier(Network):
 
 
 class Matcher(Network):
-    """A network whose output is (image [batch, d], text [batch, d], scale []): two unit vectors and their temperature.
+    """A network whose output is (image [batch, d], text [batch, d], scale [batch]): unit vectors, and what they count.
 
     The similarity of x_t and the caption cond["text"] of the same row is scale * image . text: a guide, not a denoiser.
     """
