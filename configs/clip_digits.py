@@ -3,8 +3,8 @@
     python main.py --config=configs/clip_digits.py --workdir=runs/clip_digits
     python main.py --workdir=runs/digits --mode=sample --guide=runs/clip_digits --prompt="a handwritten seven"
 
-Nichol et al. 2021, arXiv:2112.10741, section 2.3: an encoder of noised images and one of captions, trained on the images
-and the levels of `ddpm_digits` to find each other in a batch.
+Nichol et al. 2021, arXiv:2112.10741, section 2.3: an encoder of noised images and one of captions, trained on the
+images and the levels of `ddpm_digits` to find each other in a batch.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,6 @@ from diffusion.networks.classifier import PooledEncoder, encoder_options
 from diffusion.networks.layers import Dense
 from diffusion.networks.network import Inputs, Matcher, from_linen
 from diffusion.networks.text import TextEncoder, text_encoder
-from diffusion.types import check_positive
 
 FIRST_SCALE = 1 / 0.07
 LARGEST_SCALE = 100.0
@@ -36,10 +35,12 @@ def clip(
 
     Radford et al. 2021, arXiv:2103.00020, on noised images as in GLIDE (Nichol et al. 2021, arXiv:2112.10741, section
     2.3). The image's encoder is `classifier`'s, the text's is the U-Net's. The image's encoder says the scale too, as
-    a noisy image says less: unit vectors alone could not be unsure. It starts near 1 / 0.07 and stays below 100, CLIP's.
+    a noisy image says less: unit vectors alone could not be unsure. CLIP's numbers: it starts near 1 / 0.07
+    and stays below 100.
     ValueError for a data set without captions, and as in `unet`.
     """
-    check_positive("width", width)
+    if width < 1:
+        raise ValueError(f"got width={width}, expected at least 1, such as 128.")
     example = inputs.example(shape, text_conditional=True)
     image = PooledEncoder(
         **encoder_options(

@@ -24,7 +24,7 @@ class Network:
     """
 
     init: Callable[[jax.Array], Params]
-    apply: Callable[..., jax.Array]
+    apply: Callable[..., Any]
 
 
 class Classifier(Network):
@@ -110,7 +110,7 @@ def from_linen(module: nn.Module, shape: tuple[int, ...], example: Cond) -> Netw
     def init(key: jax.Array) -> Params:
         return module.init(key, jnp.zeros((1, *shape)), jnp.ones(1), example, False)["params"]
 
-    def apply(params: Params, x: jax.Array, noise_cond: Any, *, cond: Cond, key: jax.Array | None = None) -> jax.Array:
+    def apply(params: Params, x: jax.Array, noise_cond: Any, *, cond: Cond, key: jax.Array | None = None) -> Any:
         for name, value in example.items():
             if name not in cond:
                 raise ValueError(
@@ -120,7 +120,6 @@ def from_linen(module: nn.Module, shape: tuple[int, ...], example: Cond) -> Netw
         noise_cond = jnp.broadcast_to(jnp.asarray(noise_cond, jnp.float32), x.shape[:1])
         rngs = None if key is None else {"dropout": key}
         read = {name: cond[name] for name in example}
-        output: Any = module.apply({"params": params}, x, noise_cond, read, key is not None, rngs=rngs)
-        return output
+        return module.apply({"params": params}, x, noise_cond, read, key is not None, rngs=rngs)
 
     return Network(init, apply)
