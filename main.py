@@ -1,7 +1,8 @@
-"""Trains a diffusion model, or samples from a trained one.
+"""Trains a diffusion model, samples from a trained one, or edits images with it.
 
     python main.py --config=configs/ddpm_digits.py --workdir=runs/digits
     python main.py --workdir=runs/digits --mode=sample --num_samples=256 --sampler=ddim --num_steps=50
+    python main.py --workdir=runs/digits --mode=edit --edit=inpaint --image=seven.png --mask=mask.png
 
 Every option of the config is a flag: --config.loss.norm=l1, ... The same command again continues a stopped run.
 """
@@ -12,20 +13,13 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from diffusion import flags as mode_flags
+
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, such as configs/ddpm_digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: everything is written there.", required=True)
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample"], "What to do.")
-_SAMPLING = (
-    flags.DEFINE_integer("num_samples", 64, "mode=sample: how many.", lower_bound=1),
-    flags.DEFINE_string("sampler", None, "mode=sample: another sampler than the run's own, such as ddim."),
-    flags.DEFINE_string("grid", None, "mode=sample: another grid than the run's own, such as uniform_log_snr."),
-    flags.DEFINE_integer("num_steps", None, "mode=sample: sampling steps, fewer than the chain's."),
-    flags.DEFINE_float("guidance_scale", None, "mode=sample: 1 is conditional, above 1 guided, 0 unconditional."),
-    flags.DEFINE_multi_integer("label", None, "mode=sample: the class to draw; given more than once, in turn."),
-    flags.DEFINE_integer("seed", 0, "mode=sample: sample i is the same picture for the same seed.", lower_bound=0),
-    flags.DEFINE_integer("batch_size", 256, "mode=sample: samples drawn at a time.", lower_bound=1),
-)
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "edit"], "What to do.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a pod or cluster into one job.")
+mode_flags.define()
 
 
 def main(argv: list[str]) -> int:
@@ -38,9 +32,13 @@ def main(argv: list[str]) -> int:
     try:
         if len(argv) > 1:
             raise commands.Refused(f"unexpected words: {' '.join(argv[1:])}. Flags are written --name=value.")
+        try:
+            values = mode_flags.given(_MODE.value)
+        except ValueError as error:
+            raise commands.Refused(str(error)) from error
         if _DISTRIBUTED.value:
             commands.join_cluster()
-        return _train() if _MODE.value == "train" else _sample()
+        return _train() if _MODE.value == "train" else _draw(values)
     except commands.Refused as error:
         return _refuse(str(error))
     except NonFiniteLoss as error:
@@ -52,29 +50,28 @@ def _train() -> int:
     from diffusion import commands
     from diffusion.config import switch
 
-    if given := [flag.name for flag in _SAMPLING if flag.present]:
-        raise commands.Refused(f"--{given[0]} is for --mode=sample; a training's options are --config.BLOCK.KEY=VALUE.")
     if _CONFIG.value is None:
         raise commands.Refused("training needs a config: --config=configs/ddpm_digits.py, or another file of configs/.")
     switch(_CONFIG.value, _overrides())
     return 0 if commands.train(_CONFIG.value, _WORKDIR.value) else 3
 
 
-def _sample() -> int:
+def _draw(values: dict[str, Any]) -> int:
     from diffusion import commands, devices
 
     if not _DISTRIBUTED.value:
         devices.one_per_core()
-    options: dict[str, dict[str, Any]] = {"sampler": {}, "grid": {}, "guidance": {}}
-    values = {flag.name: flag.value for flag in _SAMPLING}
+    blocks: dict[str, dict[str, Any]] = {"sampler": {}, "grid": {}, "guidance": {}}
     short = {"sampler.name": "sampler", "grid.name": "grid", "guidance.scale": "guidance_scale"}
-    asked = {key: value for key, name in short.items() if (value := values.pop(name)) is not None}
+    asked = {key: values.pop(name) for key, name in short.items() if name in values}
     for key, value in (_overrides() | asked).items():
         block, _, name = key.partition(".")
-        if block not in options:
+        if block not in blocks:
             raise commands.Refused(f"--config.{key} cannot change a trained run; sampler.*, grid.*, guidance.* can.")
-        options[block][name] = value
-    commands.sample(_WORKDIR.value, labels=values.pop("label"), **values, **options)
+        blocks[block][name] = value
+    plural = {"label": "labels", "image": "images"}
+    command = commands.sample if _MODE.value == "sample" else commands.edit
+    command(_WORKDIR.value, **{plural.get(name, name): value for name, value in values.items()}, **blocks)
     return 0
 
 

@@ -31,6 +31,11 @@ def each_at_step(keys: Key[Array, " batch"], step: int | Int[Array, ""]) -> Key[
     return jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
 
 
+def each_stream(keys: Key[Array, " batch"], purpose: str) -> Key[Array, " batch"]:
+    """Every sample's key of one named purpose."""
+    return jax.vmap(lambda key: stream(key, purpose))(keys)
+
+
 def normal(keys: Key[Array, " batch"], shape: tuple[int, ...]) -> Float[Array, "batch *shape"]:
     """Standard normal noise, one key a sample: row i depends on keys[i] alone."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)

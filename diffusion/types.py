@@ -45,12 +45,15 @@ class Step(NamedTuple):
     whose fields have a leading axis.
 
     aux: a third level, which some samplers evaluate besides `now` (`Sampler.aux`, `grids.prepare`).
+    back: the noise that is added again after the move, as a step back.now -> back.to = to of its own, with h = 0 where
+        there is none (`grids.resampled`).
     """
 
     now: NoiseLevel
     to: NoiseLevel
     h: Any
     aux: NoiseLevel | None = None
+    back: "Step | None" = None
 
 
 class Prediction(NamedTuple):

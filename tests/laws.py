@@ -49,6 +49,20 @@ def gaussian_denoiser(mean, std):
     return denoise
 
 
+def correlated_denoiser(mean, covariance):
+    """The exact denoiser of data ~ N(mean, covariance), whatever the shape of a sample of as many values."""
+    mean, covariance = jnp.asarray(mean, jnp.float32), jnp.asarray(covariance, jnp.float32)
+
+    def denoise(x, level: NoiseLevel) -> Prediction:
+        alpha, sigma, n = level.alpha, level.sigma, len(mean)
+        away = x.reshape(-1, n) - alpha * mean[None]
+        x_0 = mean[None] + alpha * away @ jnp.linalg.solve(alpha**2 * covariance + sigma**2 * jnp.eye(n), covariance)
+        x_0 = x_0.reshape(x.shape)
+        return Prediction(x_0, (x - alpha * x_0) / sigma)
+
+    return denoise
+
+
 def mixture_denoiser(means, stds, weights):
     """The exact denoiser of a mixture of Gaussians N(means[k], stds[k]^2 I): the posterior mean over its components.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 RANKS = [
-    {"types", "keys", "lookup", "devices", "workdir", "provenance"},
+    {"types", "keys", "lookup", "devices", "workdir", "provenance", "flags"},
     {"paths", "augment"},
     {"schedules", "gaussian", "networks", "data", "metrics"},
     {"parameterization", "levels", "guidance", "points", "sde", "conditions"},

@@ -4,6 +4,9 @@ A sampler is handed (now, to) pairs, so no solver recomputes "the previous t" by
 grid runs from the noisiest of its levels down to clean data, ready to be cast to float32 once.
 """
 
+from typing import Any
+
+import jax
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -119,6 +122,55 @@ def _at_log_snr(schedule: Schedule, log_snr: Float[np.ndarray, " n"]) -> Step:
         times = np.minimum.accumulate(np.minimum(times, T - below) + below) - below
         times = np.maximum(times, n - below)
     return through(schedule, np.append(times, 0))
+
+
+def last(steps: Step, share: float) -> Step:
+    """The grid's last steps, from a level of less noise on: the share of all steps that is taken, at least one.
+
+    On a strided grid the first level lies at about that share of the schedule's time. share = 1 is the whole grid.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"got {share}, expected a share of the grid's steps in (0, 1], such as 0.5; 1 is all of them.")
+    n = len(steps.h)
+    return _rows(steps, np.arange(n - max(1, round(share * n)), n))
+
+
+def resampled(steps: Step, jump_length: int = 10, num_resamples: int = 10) -> Step:
+    """RePaint's schedule: stretches of jump_length steps, each walked num_resamples times, noised again in between.
+
+    Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1 (their U is num_resamples, with jump_length 1) and appendix B.
+    x goes back j = jump_length steps after the moves that leave 1, 1 + j, 1 + 2 j, ... to be made, where there are j
+    steps to go back; the move to clean data is made once. Going back is no row of its own but `Step.back` of the
+    move before it: one draw of q(x_noisier | x) over the whole stretch, which is what j single ones compose to. So
+    there are as many rows as moves towards clean data, n + j (num_resamples - 1) times the number of places.
+
+    steps: a grid that runs without a gap, prepared for its sampler (`prepare`). num_resamples = 1 leaves it as it is.
+    """
+    n, j = len(steps.h), jump_length
+    if num_resamples < 1:
+        raise ValueError(f"got num_resamples={num_resamples}, expected at least 1; 1 is no resampling.")
+    if num_resamples == 1:
+        return steps
+    if not 1 <= j < n:
+        raise ValueError(f"got jump_length={j}, expected 1..{n - 1}: the grid has {n} steps.")
+    visited: list[int] = []
+    for row in range(n):
+        visited.append(row)
+        left = n - 1 - row
+        if left >= 1 and (left - 1) % j == 0 and row + 1 >= j:
+            visited += (num_resamples - 1) * list(range(row + 1 - j, row + 1))
+    rows = np.array(visited)
+    jumps = np.append(rows[1:] != rows[:-1] + 1, False)
+    walked = _rows(steps, rows)
+    noisier = _rows(walked.now, np.append(np.arange(1, len(rows)), 0))
+    back = jax.tree.map(lambda raised, same: np.where(jumps, raised, same), noisier, walked.to)
+    h = np.subtract(walked.to.log_snr, back.log_snr, where=jumps, out=np.zeros(len(rows)))
+    return walked._replace(back=Step(back, walked.to, h))
+
+
+def _rows(tree: Any, index: Int[np.ndarray, " n"]) -> Any:
+    """These rows of every column."""
+    return jax.tree.map(lambda column: column[index], tree)
 
 
 def prepare(schedule: Schedule, steps: Step, sampler: Sampler) -> Step:

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffusion.keys import each_at_step
+from diffusion import gaussian
+from diffusion.keys import each_at_step, each_stream, normal
 from diffusion.sampling.sampler import Sampler
-from diffusion.types import AnyDenoiser, Prediction, SelfConditioned, Step, float32
+from diffusion.types import AnyDenoiser, Prediction, SelfConditioned, Step, expand, float32
 
 
 def sample(
@@ -16,6 +17,7 @@ def sample(
     """x at the end of the grid, [batch, ...]; with save_every=k, (x, path).
 
     x_T [batch, ...] at the level steps.now[0]; steps: a grid of n steps; keys [batch], one per sample.
+    Where a step says so (`Step.back`), noise is added again after it, and the sampler starts anew from there.
     path [1 + ceil(n / k), batch, ...] starts with x_T, goes on with every k-th state, ends with x.
     """
     num_steps = len(steps.h)
@@ -30,7 +32,11 @@ def sample(
         x, state, x_0_hat, path = carry
         i, step = numbered
         remembering, recall = _with_memory(denoise, x_0_hat)
-        x, state = sampler.step(remembering, x, state, step, each_at_step(keys, i))
+        fresh = each_at_step(keys, i)
+        x, state = sampler.step(remembering, x, state, step, fresh)
+        if step.back is not None:
+            again, x = step.back.h > 0, _raised(x, step.back, fresh)
+            state = jax.tree.map(lambda new, old: jnp.where(again, new, old), sampler.init(x), state)
         if save_every is not None:  # the states within one stretch overwrite each other; its last one stays
             path = path.at[1 + i // save_every].set(x)
         return (x, state, recall(), path), None
@@ -39,6 +45,12 @@ def sample(
     carry = (x_T, sampler.init(x_T), x_0_hat, path)
     (x, _, _, path), _ = jax.lax.scan(move, carry, (jnp.arange(num_steps), steps))
     return x if save_every is None else (x, path)
+
+
+def _raised(x: Any, back: Step, keys: Any) -> Any:
+    """A draw of q(x_noisier | x); x itself where back.h is 0."""
+    scale, variance = gaussian.forward_kernel(back)
+    return expand(scale, x) * x + expand(jnp.sqrt(variance), x) * normal(each_stream(keys, "back"), x.shape[1:])
 
 
 def _with_memory(denoise: AnyDenoiser, x_0_hat: Any) -> tuple[Any, Any]:

@@ -1,0 +1,67 @@
+"""The flags of `main.py` beside --config, --workdir and --mode: one table, each with the modes that it is for.
+
+A flag that is left out is not passed on, so that each default is stated once, by the command itself.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from absl import flags
+
+EDITS = ("inpaint", "image_to_image", "interpolate", "colourise", "super_resolve", "invert")
+
+
+class Flag(NamedTuple):
+    """One flag; options are those of its absl type."""
+
+    name: str
+    define: Callable[..., Any]
+    modes: tuple[str, ...]
+    help: str
+    options: Any = {}  # noqa: RUF012
+
+
+_BOTH, _EDIT = ("sample", "edit"), ("edit",)
+_AT_LEAST_1 = {"lower_bound": 1}
+TABLE = (
+    Flag("num_samples", flags.DEFINE_integer, _BOTH, "how many (64); results of each image (4).", _AT_LEAST_1),
+    Flag("sampler", flags.DEFINE_string, _BOTH, "another sampler than the run's own, such as ddim."),
+    Flag("grid", flags.DEFINE_string, _BOTH, "another grid than the run's own, such as uniform_log_snr."),
+    Flag("num_steps", flags.DEFINE_integer, _BOTH, "sampling steps, fewer than the chain's."),
+    Flag("guidance_scale", flags.DEFINE_float, _BOTH, "1 is conditional, above 1 guided, 0 unconditional."),
+    Flag("label", flags.DEFINE_multi_integer, _BOTH, "the class to draw; given more than once, in turn."),
+    Flag(
+        "seed", flags.DEFINE_integer, _BOTH, "sample i is the same picture for the same seed (0).", {"lower_bound": 0}
+    ),
+    Flag("batch_size", flags.DEFINE_integer, _BOTH, "samples drawn at a time (256).", _AT_LEAST_1),
+    Flag("edit", flags.DEFINE_enum, _EDIT, "what is done to the images.", {"enum_values": EDITS}),
+    Flag("image", flags.DEFINE_multi_string, _EDIT, "an image file of the run's size; may be given more than once."),
+    Flag(
+        "mask", flags.DEFINE_string, _EDIT, "inpaint: an image file, white where it is painted anew, black elsewhere."
+    ),
+    Flag(
+        "strength", flags.DEFINE_float, _EDIT, "image_to_image, interpolate: how much is drawn anew, in (0, 1] (0.5)."
+    ),
+    Flag("factor", flags.DEFINE_integer, _EDIT, "super_resolve: how many times higher and wider (2)."),
+    Flag("num_resamples", flags.DEFINE_integer, _EDIT, "known parts: times that a stretch is walked; 1 is none (1)."),
+    Flag("jump_length", flags.DEFINE_integer, _EDIT, "known parts: steps of such a stretch (10)."),
+    Flag("iterations", flags.DEFINE_integer, _EDIT, "invert: evaluations a step; more are more exact (1)."),
+)
+
+
+def define() -> None:
+    """Makes them flags of the program."""
+    for flag in TABLE:
+        values = (None, flag.options["enum_values"]) if "enum_values" in flag.options else (None,)
+        rest = {k: v for k, v in flag.options.items() if k != "enum_values"}
+        flag.define(flag.name, *values, f"mode={' or '.join(flag.modes)}: {flag.help}", **rest)
+
+
+def given(mode: str) -> dict[str, Any]:
+    """Name and value of each flag on the command line; ValueError for one of another mode."""
+    present = [flag for flag in TABLE if flags.FLAGS[flag.name].present]
+    for flag in present:
+        if mode not in flag.modes:
+            instead = "; a training's options are --config.BLOCK.KEY=VALUE" if mode == "train" else ""
+            raise ValueError(f"--{flag.name} is for --mode={' or '.join(flag.modes)}{instead}.")
+    return {flag.name: flags.FLAGS[flag.name].value for flag in present}
