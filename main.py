@@ -62,14 +62,13 @@ def _draw(values: dict[str, Any]) -> int:
     if not _DISTRIBUTED.value:
         devices.one_per_core()
     blocks: dict[str, dict[str, Any]] = {"sampler": {}, "grid": {}, "guidance": {}}
-    short = {"sampler.name": "sampler", "grid.name": "grid", "guidance.scale": "guidance_scale"}
-    asked = {key: values.pop(name) for key, name in short.items() if name in values}
+    asked = {key: values.pop(name) for name, key in mode_flags.SETTINGS.items() if name in values}
     for key, value in (_overrides() | asked).items():
         block, _, name = key.partition(".")
         if block not in blocks:
             raise commands.Refused(f"--config.{key} cannot change a trained run; sampler.*, grid.*, guidance.* can.")
         blocks[block][name] = value
-    plural = {"label": "labels", "image": "images"}
+    plural = {"label": "labels", "prompt": "prompts", "image": "images"}
     command = commands.sample if _MODE.value == "sample" else commands.edit
     command(_WORKDIR.value, **{plural.get(name, name): value for name, value in values.items()}, **blocks)
     return 0

@@ -30,6 +30,9 @@ TABLE = (
     Flag("num_steps", flags.DEFINE_integer, _BOTH, "sampling steps, fewer than the chain's."),
     Flag("guidance_scale", flags.DEFINE_float, _BOTH, "1 is conditional, above 1 guided, 0 unconditional."),
     Flag("label", flags.DEFINE_multi_integer, _BOTH, "the class to draw; given more than once, in turn."),
+    Flag("prompt", flags.DEFINE_multi_string, _BOTH, "the caption to draw; given more than once, in turn."),
+    Flag("guide", flags.DEFINE_string, _BOTH, "the folder of a trained guide (a classifier, an encoder pair)."),
+    Flag("guide_scale", flags.DEFINE_float, _BOTH, "how much the guide counts (1)."),
     Flag(
         "seed", flags.DEFINE_integer, _BOTH, "sample i is the same picture for the same seed (0).", {"lower_bound": 0}
     ),
@@ -47,6 +50,15 @@ TABLE = (
     Flag("jump_length", flags.DEFINE_integer, _EDIT, "known parts: steps of such a stretch (10)."),
     Flag("iterations", flags.DEFINE_integer, _EDIT, "invert: evaluations a step; more are more exact (1)."),
 )
+
+SETTINGS = {
+    "sampler": "sampler.name",
+    "grid": "grid.name",
+    "guidance_scale": "guidance.scale",
+    "guide": "guidance.guide",
+    "guide_scale": "guidance.guide_scale",
+}
+"""The flags that are short for a key of the config."""
 
 
 def define() -> None:

@@ -48,7 +48,9 @@ def contrastive() -> Objective:
     """Cross-entropy of which caption of the batch belongs to which image, and the other way round: a noise-aware CLIP
     (Radford et al. 2021, arXiv:2103.00020, figure 3; on noised images Nichol et al. 2021, GLIDE, arXiv:2112.10741).
 
-    Equal captions in one batch are all right, and share the target. The log-likelihood is the scaled similarity of
+    Equal captions in one batch are all right, and share the target; where the images have labels too, so do captions of
+    one class, which say the same in other words (Yang et al. 2022, arXiv:2204.03610, eq. 3-5).
+    The log-likelihood is the scaled similarity of
     one image and one caption; what it would be normalised by are all captions that there are.
     """
 
@@ -57,6 +59,9 @@ def contrastive() -> Objective:
         logits = scale[:, None] * image @ text.T
         tokens = jnp.asarray(cond["text"])
         same = (tokens[:, None, :] == tokens[None, :, :]).all(-1)
+        if "label" in cond:
+            label = jnp.asarray(cond["label"])
+            same |= label[:, None] == label[None, :]
         target = same / same.sum(1, keepdims=True)
         per_image, per_text = (-(target * jax.nn.log_softmax(one)).sum(1) for one in (logits, logits.T))
         right = jnp.take_along_axis(same, jnp.argmax(logits, axis=1)[:, None], axis=1)[:, 0]

@@ -50,6 +50,16 @@ def test_equal_captions_share_the_target_of_the_contrastive_loss():
     np.testing.assert_allclose(likelihood, scale * (image * text).sum(1), rtol=1e-5)
 
 
+def test_captions_of_one_class_say_the_same():
+    parts = [jnp.float32(RNG.normal(size=(4, 5))) for _ in range(2)]
+    output, tokens = (*parts, jnp.ones(4)), np.array([[1], [2], [3], [4]])
+    by_label, _ = objectives.contrastive().compare(output, {"text": tokens, "label": np.array([7, 5, 7, 6])})
+    by_text, _ = objectives.contrastive().compare(output, {"text": np.array([[1], [2], [1], [4]])})
+    np.testing.assert_allclose(by_label, by_text, rtol=1e-6)
+    alone, _ = objectives.contrastive().compare(output, {"text": tokens})
+    assert np.abs(alone - by_text).max() > 0.1
+
+
 def readers(x):
     """Logits of three classes that a pixel's sign decides."""
     return jnp.stack([x[:, 0, 0, 0], -x[:, 0, 0, 0], jnp.zeros(len(x))], axis=1)

@@ -64,6 +64,7 @@ def edit(
     grid: Mapping[str, Any] | None = None,
     guidance: Mapping[str, Any] | None = None,
     labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
     **options: Any,
 ) -> Path:
     """Edits image files with the run in the folder and writes the results to <folder>/edits/; the path of the .npz.
@@ -72,7 +73,7 @@ def edit(
               the seed), colourise, super_resolve, or invert (and back again).
     options:  OPTIONS[edit]; those of `sampling.inpaint` and so on, but that mask is a file, white where it is painted.
     num_samples: results of each image, by default 4; 8 pictures of an interpolation. An inversion has one.
-    labels:   the classes to draw, in turn, over the results of each image.
+    labels, prompts:  the classes and the captions to draw, in turn, over the results of each image.
     The others are those of `commands.sample`.
 
     The .npz holds `arr_0`, uint8 [n * num_samples, h, w, c], image by image, and for inversions their `x_T`; beside it
@@ -86,9 +87,9 @@ def edit(
         run = build.load(folder, sampler=_sampler(edit, images, sampler), grid=grid, guidance=guidance)
         given = _read(run, edit, images, options)
         count = 1 if edit == "invert" else num_samples or (8 if edit == "interpolate" else 4)
-        labels = None if labels is None or not len(labels) else np.asarray(labels).tolist()
-        cond = _cond(run, edit, len(images), count, labels)
-        made = outputs.description(run, count, num_steps, seed, labels)
+        asked = outputs.asked(labels, prompts)
+        cond = _cond(run, edit, len(images), count, asked)
+        made = outputs.description(run, count, num_steps, seed, asked)
         made |= {
             "edit": edit,
             "images": [str(file) for file in images],
@@ -170,13 +171,13 @@ def _read(run: build.Run, edit: str, files: Sequence[str | Path], options: Mappi
     return Given(np.stack(images) if images else None, mask, rest)
 
 
-def _cond(run: build.Run, edit: str, num_images: int, count: int, labels: Any) -> dict[str, Any]:
+def _cond(run: build.Run, edit: str, num_images: int, count: int, asked: outputs.Asked) -> dict[str, Any]:
     """Labels for the rows that are drawn: in turn over each image's results; an interpolation has one."""
     if edit == "interpolate":
-        return {name: np.repeat(rows, count, axis=0) for name, rows in run.cond(1, labels).items()}
+        return {name: np.repeat(rows, count, axis=0) for name, rows in run.cond(1, *asked).items()}
     if edit == "invert":
-        return run.cond(num_images, labels)
-    return {name: np.tile(rows, num_images) for name, rows in run.cond(count, labels).items()}
+        return run.cond(num_images, *asked)
+    return {name: np.concatenate([rows] * num_images) for name, rows in run.cond(count, *asked).items()}
 
 
 def _inpaint(run: build.Run, given: Given, count: int, how: dict[str, Any]) -> Drawn:

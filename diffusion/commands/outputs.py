@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +12,9 @@ import numpy as np
 from diffusion import build, images, workdir
 from diffusion.config import DEFAULTS, to_json
 from diffusion.provenance import provenance
+
+NUMBERS = ("scale", "rescale", "guide_scale")
+"""Options of guidance that are numbers, written as floats however they were given."""
 
 
 def open_folder(folder: Path) -> Path:
@@ -21,20 +24,32 @@ def open_folder(folder: Path) -> Path:
     return folder
 
 
-def description(
-    run: build.Run, num_samples: int, num_steps: int | None, seed: int, labels: Sequence[int] | None
-) -> dict[str, Any]:
+class Asked(NamedTuple):
+    """What samples are asked to be: labels and prompts, None for what is not asked."""
+
+    labels: list[int] | None
+    prompts: list[str] | None
+
+
+def asked(labels: Sequence[int] | None, prompts: Sequence[str] | None) -> Asked:
+    """Both as plain lists; an empty one asks nothing."""
+    some_labels = None if labels is None or not len(labels) else np.asarray(labels).tolist()
+    return Asked(some_labels, list(prompts) if prompts else None)
+
+
+def description(run: build.Run, num_samples: int, num_steps: int | None, seed: int, what: Asked) -> dict[str, Any]:
     """How samples are made: everything that decides their pixels."""
     blocks = to_json(run.config)
     return {
         "sampler": blocks["sampler"],
         "grid": blocks["grid"],
-        "guidance": {k: float(v) if k in ("scale", "rescale") else v for k, v in blocks["guidance"].items()},
-        "labels": labels,
+        "guidance": {k: float(v) if k in NUMBERS else v for k, v in blocks["guidance"].items()},
+        **what._asdict(),
         "num_steps": len(run.grid(num_steps).h),
         "num_samples": num_samples,
         "seed": seed,
         "checkpoint_step": run.step,
+        "guide_step": None if run.guide is None else run.guide.step,
         "ema": next(iter(run.ema_decays)),
     }
 
@@ -45,9 +60,13 @@ def file_name(made: Mapping[str, Any]) -> str:
     options = {k: v for block in ("sampler", "grid") for k, v in made[block].items() if k not in plain}
     grid, times = made["grid"]["name"], made["grid"].get("times")
     options |= {} if grid in ("strided", "all_steps") else {"grid": grid}
-    options |= {"times": hashlib.sha256(repr(times).encode()).hexdigest()[:8]} if times else {}
+    options |= {"times": _hash(times)} if times else {}
     guidance = {k: v for k, v in made["guidance"].items() if v != DEFAULTS["guidance"][k]}
+    if "guide" in guidance:
+        path = Path(guidance["guide"]).expanduser().resolve()
+        guidance["guide"] = f"{path.name}{made['guide_step']}-{_hash(path)}"
     labels = {"label": made["labels"]} if made["labels"] else {}
+    labels |= {"prompt": _slug(made["prompts"])} if made["prompts"] else {}
     counts = f"{made['num_steps']}steps_n{made['num_samples']}_seed{made['seed']}_checkpoint{made['checkpoint_step']}"
     return "_".join([made["sampler"]["name"], *words(options | guidance | labels), counts])
 
@@ -55,6 +74,16 @@ def file_name(made: Mapping[str, Any]) -> str:
 def words(options: Mapping[str, Any]) -> list[str]:
     """["clip", "eta0.5", "label3,8"]: options as parts of a file's name; strings speak for themselves."""
     return [v if isinstance(v, str) else f"{k}{_word(v)}" for k, v in options.items()]
+
+
+def _slug(prompts: Sequence[str]) -> str:
+    """The first prompt's letters, and a hash of all prompts: safe in a file's name, and another one for others."""
+    letters = "".join(c if c.isascii() and c.isalnum() else "-" for c in prompts[0].lower())
+    return f"{letters[:40].strip('-')}-{_hash(list(prompts))}"
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:8]
 
 
 def _word(value: Any) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from diffusion import build, sampling
 from diffusion.commands import outputs
@@ -25,21 +24,22 @@ def sample(
     grid: Mapping[str, Any] | None = None,
     guidance: Mapping[str, Any] | None = None,
     labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Path:
     """Draws samples from the run in the folder and writes them to <folder>/samples/; the path of the .npz.
 
-    sampler, grid, guidance: settings that replace the run's own, as in `build.load`. labels: the classes to draw, in
-    turn; None is all of them. The .npz holds `arr_0`, uint8 [n, h, w, c], the layout that public FID evaluators read
-    (float32 [n, 2] for points); a PNG grid of the first 256 and a JSON that says how they were made lie beside it.
-    The rest of the config comes from the folder.
+    sampler, grid, guidance: settings that replace the run's own, as in `build.load`. labels, prompts: the classes and
+    the captions to draw, in turn; None is all classes, and some captions of the training set. The .npz holds `arr_0`,
+    uint8 [n, h, w, c], the layout that public FID evaluators read (float32 [n, 2] for points); a PNG grid of the first
+    256 and a JSON that says how they were made lie beside it. The rest of the config comes from the folder.
     Refused: before anything is drawn.
     """
     folder = Path(folder).expanduser()
     try:
         run = build.load(folder, sampler=sampler, grid=grid, guidance=guidance)
-        labels = None if labels is None or not len(labels) else np.asarray(labels).tolist()
-        cond = run.cond(num_samples, labels)
-        made = outputs.description(run, num_samples, num_steps, seed, labels)
+        asked = outputs.asked(labels, prompts)
+        cond = run.cond(num_samples, *asked)
+        made = outputs.description(run, num_samples, num_steps, seed, asked)
         place = outputs.open_folder(folder / "samples")
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error

@@ -49,7 +49,7 @@ def _ascending(iterations: int) -> Sampler:
         solve = _solution(x, step)
 
         def improved(_: Any, guess: tuple[Any, Any]) -> tuple[Any, Any]:
-            x_0, eps, _ = denoise(guess[0], step.now)
+            x_0, eps, *_ = denoise(guess[0], step.now)
             return solve(x_0, eps), eps
 
         first = improved(0, (solve(None, eps), eps))  # outside the loop, to be remembered

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffusion.training.logs import bin_names
 
@@ -32,7 +33,7 @@ def plot_loss(workdir: Path) -> Path:
     return file
 
 
-def _curve(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
     """(steps, values) of the rows that have the metric."""
     there = [row for row in rows if name in row]
     return [row["step"] for row in there], [row[name] for row in there]
