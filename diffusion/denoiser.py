@@ -42,12 +42,11 @@ def network_denoiser(
     return denoiser
 
 
-def pushed(denoise: AnyDenoiser, log_likelihood: guidance.Energy, scale: float) -> AnyDenoiser:
-    """The denoiser, self-conditioned or not, guided towards a high log-likelihood (`guidance.energy`)."""
-    push = guidance.energy(lambda x_t, level: -log_likelihood(x_t, level), scale)
+def transformed(denoise: AnyDenoiser, transform: Transform) -> AnyDenoiser:
+    """The denoiser, self-conditioned or not, with a transform of `guidance`, such as energy or chain."""
     if isinstance(denoise, SelfConditioned):
-        return SelfConditioned(lambda x_0_hat: push(denoise.bind(x_0_hat)))
-    return push(denoise)
+        return SelfConditioned(lambda x_0_hat: transform(denoise.bind(x_0_hat)))
+    return transform(denoise)
 
 
 def _plain(network: Network, inputs: Inputs, param: Parameterization, params: Params, cond: Cond) -> Denoiser:

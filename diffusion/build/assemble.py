@@ -14,7 +14,8 @@ from diffusion.build.run import Facts, Guide, Run
 from diffusion.conditions import Conditions
 from diffusion.config import BESIDES_OPTIONS, DEFAULTS, from_json, make, to_json
 from diffusion.data.dataset import Dataset
-from diffusion.denoiser import network_denoiser, pushed
+from diffusion.denoiser import network_denoiser, transformed
+from diffusion.guidance import energy
 from diffusion.keys import stream
 from diffusion.networks.network import Inputs
 from diffusion.objectives import Objective
@@ -138,7 +139,8 @@ def _guided(
 
     def both(params: Params, cond: Cond) -> AnyDenoiser:
         likelihood = guide.log_likelihood(params["guide"], cond)
-        return pushed(denoiser(params["network"], cond), likelihood, scale)
+        push = energy(lambda x_t, level: -likelihood(x_t, level), scale)
+        return transformed(denoiser(params["network"], cond), push)
 
     return both
 

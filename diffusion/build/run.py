@@ -14,6 +14,8 @@ from diffusion.conditions import Conditions
 from diffusion.config import make
 from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
+from diffusion.denoiser import transformed
+from diffusion.guidance import Transform, chain
 from diffusion.levels import LevelSampler, adaptive
 from diffusion.networks.network import Network
 from diffusion.objectives import Objective, log_likelihood
@@ -121,6 +123,14 @@ class Run(Trainable):
         """This run with other parameters of its network; what was compiled stays compiled."""
         both = params if self.guide is None else {"network": params, "guide": self.guide.params}
         return dataclasses.replace(self, params=both)
+
+    def transformed(self, *transforms: Transform) -> "Run":
+        """This run with its denoiser transformed, such as run.transformed(guidance.energy(f, of="x_0")).
+
+        Keep the result: each call is another function, which is compiled anew.
+        """
+        change, plain = chain(*transforms), self.denoiser
+        return dataclasses.replace(self, denoiser=lambda params, cond: transformed(plain(params, cond), change))
 
     def grid(self, num_steps: int | None = None, sampler: Sampler | None = None) -> Step:
         """The configured sampling grid, or the same kind with another number of steps, or for another sampler."""

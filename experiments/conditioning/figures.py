@@ -1,0 +1,62 @@
+"""The pictures of docs/conditioning.md, from trained runs.
+
+python experiments/conditioning/figures.py --runs=runs
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from diffusion import build, devices, guidance, images, sampling
+from experiments.conditioning.measure import DDIM, PROMPTS, WAYS
+
+IMAGES = Path(__file__).resolve().parents[2] / "docs/images"
+FIGURES = {"classes": WAYS[0], "classifier": WAYS[1], "text": WAYS[3], "clip": WAYS[4]}
+
+
+def draw(run, prompts=None, count=20):
+    """Each digit twice, from the same noise in every row; a run that cannot be asked draws what it likes."""
+    return sampling.generate(run, num_samples=count, seed=3, cond=run.cond(count, prompts=prompts))
+
+
+def symmetric(x_0, level):
+    """How far an image is from its mirror image: an energy that no network was trained for."""
+    return 2 * jnp.square(x_0 - x_0[:, :, ::-1]).sum((1, 2, 3))
+
+
+def save(name, rows):
+    """One line of pictures a row, with its label on the left."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(len(rows), 1, figsize=(9, 0.55 * len(rows)), layout="constrained", squeeze=False)
+    for axis, (label, drawn) in zip(axes[:, 0], rows.items(), strict=True):
+        axis.imshow(images.picture(drawn, len(drawn)), cmap="gray", interpolation="nearest")
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(label, rotation=0, ha="right", va="center")
+    figure.savefig(IMAGES / f"conditioning_{name}.png", dpi=100)
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", default="runs", help="the folder of the trained runs, named as their configs")
+    args = parser.parse_args()
+    devices.one_per_core()
+    root = Path(args.runs)
+    for name, way in FIGURES.items():
+        prompts = PROMPTS if way.prompts else None
+        save(name, {f"{way.option} {scale:g}": draw(way.load(root, scale), prompts) for scale in way.scales})
+    run = build.load(root / "digits", **DDIM)
+    pushed = run.transformed(guidance.energy(symmetric, of="x_0"))
+    save("energy", {"no energy": draw(run), "symmetric": draw(pushed)})
+
+
+if __name__ == "__main__":
+    main()
