@@ -3,7 +3,7 @@
     config.json      the whole config, as it was run          data.json     facts of the data set
     checkpoints/     one folder per saved step                metrics.jsonl, tensorboard/
     samples/         grids drawn during training, and what --mode=sample writes
-    loss.png         the loss curve, at the end
+    edits/           what --mode=edit writes                  loss.png     the loss curve, at the end
 
 The folder's name never changes, so the same command finds its own checkpoints again.
 """

@@ -138,7 +138,7 @@ def last(steps: Step, share: float) -> Step:
 def resampled(steps: Step, jump_length: int = 10, num_resamples: int = 10) -> Step:
     """RePaint's schedule: stretches of jump_length steps, each walked num_resamples times, noised again in between.
 
-    Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1 (their U is num_resamples, with jump_length 1) and appendix B.
+    Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1 (their U is num_resamples, with jump_length 1) and appendix.
     x goes back j = jump_length steps after the moves that leave 1, 1 + j, 1 + 2 j, ... to be made, where there are j
     steps to go back; the move to clean data is made once. Going back is no row of its own but `Step.back` of the
     move before it: one draw of q(x_noisier | x) over the whole stretch, which is what j single ones compose to. So
