@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion import commands, lookup, losses
+from diffusion import commands, lookup, losses, objectives
 from diffusion.config import PLACES, config
 from tests.test_main import SMALL, TRAINING
 
@@ -24,8 +24,15 @@ def test_the_table_of_configs_is_complete():
 def test_the_table_of_flags_names_every_choice(block):
     row = next(line for line in README.splitlines() if line.lstrip().startswith(f"| `--config.{block}.name="))
     place = PLACES[block]
-    for name in lookup.components(place.module, place.returns):
+    names = [name for returns in place.returns for name in lookup.components(place.module, returns)]
+    assert len(names) > 1
+    for name in names:
         assert f"`{name}`" in row, f"README does not name {block}.name={name}"
+
+
+def test_the_objectives_are_named():
+    row = next(line for line in README.splitlines() if "--config.loss.name=" in line)
+    assert all(f"`{name}`" in row for name in ("denoising", *lookup.components(objectives, objectives.Objective)))
 
 
 def test_the_norms_are_named():
