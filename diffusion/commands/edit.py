@@ -27,11 +27,8 @@ OPTIONS = {
     "invert": ("iterations",),
 }
 """The edits, which are functions of `sampling`, and their options."""
-DETERMINISTIC = {
-    "invert": {"name": "ddim", "eta": 0.0, "threshold": "none"},
-    "interpolate": {"name": "ddim", "eta": 0.0},
-}
-"""The sampler settings of edits that need a deterministic one; inversion a smooth denoiser too."""
+DETERMINISTIC = {"name": "ddim", "eta": 0.0}
+"""The sampler settings of inversion and of interpolated noise, which need a deterministic one."""
 
 
 class Given(NamedTuple):
@@ -143,8 +140,8 @@ def _defaults(edit: str, images: Sequence[Any]) -> dict[str, Any]:
 def _sampler(edit: str, images: Sequence[Any], asked: Mapping[str, Any] | None) -> dict[str, Any]:
     """The sampler's settings; ValueError where inversion is asked of another one than its own."""
     settings = dict(asked or {})
-    if "name" not in settings and not (edit == "interpolate" and images):
-        settings = DETERMINISTIC.get(edit, {}) | settings
+    if "name" not in settings and (edit == "invert" or (edit == "interpolate" and not images)):
+        settings = DETERMINISTIC | settings
     if edit == "invert" and (settings["name"] != "ddim" or settings.get("eta")):
         raise ValueError("inversion undoes the steps of deterministic DDIM: leave --sampler and sampler.eta out.")
     return settings

@@ -9,7 +9,7 @@ Editing images, [n, h, w, c] in [-1, 1] (docs/editing.md):
 
     painted = sampling.inpaint(run, images, mask, num_resamples=10)      # mask [h, w], True where pixels are known
     varied = sampling.image_to_image(run, images, strength=0.5)
-    x_T = sampling.invert(build.load("runs/digits", sampler={"threshold": "none"}), images, num_steps=100)
+    x_T = sampling.invert(run, images, num_steps=250)  # and back: generate(run, x_T=x_T, sampler=ddim(), num_steps=250)
 
 A sampler sees a denoiser and a `Step` (two noise levels) and nothing else: no schedule, no network, no time. Only
 `adaptive_ode(run.schedule)`, which chooses levels while it runs, is given the schedule.

@@ -30,8 +30,9 @@ def invert(
     for noise. Each costs one evaluation a step. Where alpha_now is 0 (pure noise) the same step is solved for eps_hat.
 
     options: as in `generate`: num_steps or steps (the same for the way back), cond, batch_size, progress.
-    The denoiser must be a smooth function of x: load a run with sampler={"threshold": "none"}, since a clipped x_0_hat
-    does not say what x was. A self-conditioned run, whose estimates depend on the way, does not come back exactly.
+    A clipped x_0_hat is the same for many x, so that x_T is one of several; build.load(..., sampler={"threshold":
+    "none"}) leaves clipping out (docs/editing.md has both measured). A self-conditioned run, whose estimates depend on
+    the way, does not come back exactly.
     """
     if iterations < 1:
         raise ValueError(f"got iterations={iterations}, expected at least 1.")
