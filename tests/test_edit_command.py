@@ -11,7 +11,8 @@ from diffusion.commands.edit import _DRAW, OPTIONS
 from diffusion.config import config
 from diffusion.data.scaling import to_uint8
 from diffusion.flags import EDITS
-from tests.test_main import SMALL, TRAINING, program
+from tests.test_commands import SMALL, TRAINING
+from tests.test_main import program
 
 NETWORK = {"name": "mlp", "channels": 8, "num_blocks": 1}
 

@@ -8,7 +8,7 @@ import pytest
 
 from diffusion import commands, lookup, losses, objectives
 from diffusion.config import PLACES, config
-from tests.test_main import SMALL, TRAINING
+from tests.test_commands import SMALL, TRAINING
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
