@@ -36,7 +36,7 @@ TABLE = (
     Flag(
         "seed", flags.DEFINE_integer, _BOTH, "sample i is the same picture for the same seed (0).", {"lower_bound": 0}
     ),
-    Flag("batch_size", flags.DEFINE_integer, _BOTH, "samples drawn at a time (256).", _AT_LEAST_1),
+    Flag("batch_size", flags.DEFINE_integer, _BOTH, "samples drawn at a time (128).", _AT_LEAST_1),
     Flag("edit", flags.DEFINE_enum, _EDIT, "what is done to the images.", {"enum_values": EDITS}),
     Flag("image", flags.DEFINE_multi_string, _EDIT, "an image file of the run's size; may be given more than once."),
     Flag(

@@ -56,7 +56,7 @@ def edit(
     num_samples: int | None = None,
     num_steps: int | None = None,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int = 128,
     sampler: Mapping[str, Any] | None = None,
     grid: Mapping[str, Any] | None = None,
     guidance: Mapping[str, Any] | None = None,

@@ -63,7 +63,7 @@ def generate(
     ids: Sequence[int] | np.ndarray | None = None,
     x_T: Float[np.ndarray, "n *shape"] | None = None,
     known: Known | None = None,
-    batch_size: int = 256,
+    batch_size: int = 128,
     save_every: int | None = None,
     progress: bool = False,
 ) -> Any:
@@ -79,7 +79,8 @@ def generate(
     known:      the part of each sample that is given (`replacement.Known`); `inpaint` and others make it.
     sampler, num_steps, steps:  instead of the run's own sampler and grid.
     cond:       conditioning, one row per sample: {"label": int [num_samples]}.
-    batch_size: samples drawn at a time over all devices (rounded up to a multiple of their number).
+    batch_size: samples drawn at a time over all devices (rounded up to a multiple of their number). More are faster on
+                large GPUs and slower where they outgrow the caches of CPUs.
     save_every: also return every k-th state, path [states, num_samples, *shape], from noise to data.
     progress:   show a progress bar over batches.
 
