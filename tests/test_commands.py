@@ -249,7 +249,7 @@ class TestGuidance:
         [
             ({"guidance": {"scale": 3.0}}, "train with loss.cond_dropout=0.1"),
             ({"guidance": {"sclae": 3.0}}, "unknown key guidance.sclae. Did you mean 'scale'"),
-            ({"labels": [3]}, "this run is not conditional"),
+            ({"labels": [3]}, "it is not conditional"),
         ],
     )
     def test_wrong_choices_are_refused(self, whole, options, words):

@@ -150,7 +150,7 @@ class TestResults:
     def test_labels_are_drawn_in_turn_for_each_image(self, tmp_path_factory, files):
         folder = tmp_path_factory.mktemp("labelled")
         network = NETWORK | {"class_conditional": True}
-        trained(folder, network=network, loss={"label_dropout": 0.2}, training=TRAINING | {"num_steps": 24})
+        trained(folder, network=network, loss={"cond_dropout": 0.2}, training=TRAINING | {"num_steps": 24})
         options = {"images": [files["image"], files["other"]], "num_steps": 5, "labels": [3, 8], "num_samples": 2}
         run, image = build.load(folder), np.stack([pixels(files[name]) for name in ("image", "other")])
         image = (image / np.float32(127.5) - 1)[..., None].repeat(2, 0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion import build, commands, guidance, sampling
+from diffusion.commands import results
 from diffusion.config import config
 from diffusion.types import SelfConditioned
 
@@ -38,7 +39,14 @@ GUIDES = {
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def module_monkeypatch():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "TEST_ROWS", 300)  # fewer noised images than a guide is really tested on
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, module_monkeypatch):
     root = tmp_path_factory.mktemp("guides")
     for name, blocks in GUIDES.items():
         assert commands.train(config(**BLOCKS, **blocks), root / name)

@@ -64,7 +64,9 @@ class Reading:
         self._guide, self._folder = guide, folder
         self.last_file = folder / "test.json"
         self._split, self._dataset = _test_set(guide.config)
-        self._measure = jax.jit(lambda params, batch, key: guide.test_loss(params, batch, key)[1])
+        self._mesh = devices.data_mesh()
+        everywhere = devices.replicated(self._mesh)
+        self._measure = jax.jit(lambda *given: guide.test_loss(*given)[1], out_shardings=everywhere)
 
     def show(self, state: TrainState, step: int, logs: Logs) -> None:
         """A row of the log: the loss and the accuracy of the averaged parameters."""
@@ -85,12 +87,13 @@ class Reading:
             say(f"it guides a run: python main.py --workdir=... --mode=sample --guide={self._folder}")
 
     def _row(self, state: TrainState) -> dict[str, float]:
-        batch_size = self._guide.config.training.batch_size
-        batches, params = pipeline.epoch(self._dataset, batch_size=batch_size), _averaged(state)
-        key, found = keys.stream(jax.random.key(self._guide.config.seed), "test"), []
-        for i in range(len(batches) * -(-TEST_ROWS // len(self._dataset))):
-            batch = devices.put(batches[i % len(batches)], devices.replicated(devices.data_mesh()))
-            found.append(jax.device_get(self._measure(params, batch, keys.at_step(key, i))))
+        config, process = self._guide.config, (jax.process_index(), jax.process_count())
+        options = {"batch_size": config.training.batch_size, "process_index": process[0], "process_count": process[1]}
+        batches = pipeline.batches(self._dataset, seed=config.seed, **options)
+        key, found = keys.stream(jax.random.key(config.seed), "test"), []
+        for i in range(-(-max(TEST_ROWS, len(self._dataset)) // config.training.batch_size)):
+            batch = devices.from_local_rows(batches[i], self._mesh)
+            found.append(jax.device_get(self._measure(_averaged(state), batch, keys.at_step(key, i))))
         return by_level(found)
 
 

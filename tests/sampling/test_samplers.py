@@ -289,7 +289,7 @@ def test_the_mixtures_denoiser_is_tweedies():
             return jax.nn.logsumexp(each, b=MIXTURE["weights"])
 
         score = jax.vmap(jax.grad(log_density))(x[:, 0])[:, None]
-        x_0, eps, _ = laws.mixture_denoiser(**MIXTURE)(x, level)
+        x_0, eps, *_ = laws.mixture_denoiser(**MIXTURE)(x, level)
         np.testing.assert_allclose(x_0, (x + t**2 * score) / (1 - t), atol=2e-5)
         np.testing.assert_allclose(eps, -t * score, atol=2e-5)
 
@@ -323,7 +323,7 @@ def test_ddim_converges_with_its_order_to_the_flow_of_the_ode():
     def error(num_steps):
         x = x_T
         for step in laws.rows(through(schedule, np.arange(num_steps, -1, -1) * (3600 // num_steps))):
-            x_0, eps, _ = denoise(x, step.now)
+            x_0, eps, *_ = denoise(x, step.now)
             x = step.to.alpha * x_0 + step.to.sigma * eps
         ids = keys.per_sample(jax.random.key(0), jnp.arange(9))
         steps = through(schedule, np.arange(num_steps, -1, -1) * (3600 // num_steps))
