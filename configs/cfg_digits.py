@@ -5,7 +5,7 @@
 
 As `ddpm_digits`, but that the network is told the class of nine images in ten (cond_dropout 0.1), and that samples
 are guided with scale 1.5, in 50 DDIM steps. A classifier reads the digit that was asked for in 99.6% of them, and in
-93.8% without guidance; larger scales cost variety (experiments/digits_quality/README.md).
+94.4% without guidance; larger scales cost variety (experiments/conditioning/README.md). 3 min 14 s on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

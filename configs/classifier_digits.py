@@ -4,6 +4,8 @@
     python main.py --workdir=runs/digits --mode=sample --label=3 --guide=runs/classifier_digits --guide_scale=2
 
 The encoder half of the U-Net, trained on the images and the levels of `ddpm_digits`, with cross-entropy.
+With a scale of 3 and 50 DDIM steps, 99.0% of the samples are read as the digit that was asked for, and 96.8% with a
+scale of 2 and 250 ancestral steps (experiments/conditioning/README.md).
 """
 
 from ml_collections import ConfigDict

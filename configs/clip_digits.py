@@ -4,7 +4,8 @@
     python main.py --workdir=runs/digits --mode=sample --guide=runs/clip_digits --prompt="a handwritten seven"
 
 Nichol et al. 2021, arXiv:2112.10741, section 2.3: an encoder of noised images and one of captions, trained on the
-images and the levels of `ddpm_digits` to find each other in a batch.
+images and the levels of `ddpm_digits` to find each other in a batch. With a scale of 3 and 50 DDIM steps, 97.2% of the
+samples are read as the digit that was asked for (experiments/conditioning/README.md).
 """
 
 from ml_collections import ConfigDict
