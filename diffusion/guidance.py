@@ -90,7 +90,10 @@ def energy(function: Energy, scale: float = 1.0, of: str = "x_t") -> Transform:
     of:        "x_t": E reads the noisy sample, as noise-aware networks do.
                "x_0": E reads the estimate of x_0, and the gradient runs through the denoiser: any function of clean
                images (Chung et al. 2022, arXiv:2209.14687, eq. 7-10; Bansal et al. 2023, arXiv:2302.07121, eq. 6), at
-               the cost of a backward pass through the network in each step.
+               the cost of a backward pass through the network in each step. The estimate is unsure at noisy levels:
+               divide E by its variance, sigma^2 / (alpha^2 + sigma^2) for data of unit variance, or the push, which is
+               sigma^2 / alpha times the gradient, throws x_0 out of the data (Song et al. 2023, "Pseudoinverse-guided
+               diffusion models for inverse problems").
     """
     if not np.isfinite(scale):
         raise ValueError(f"got scale={scale}, expected a finite number: 1 is the energy as it is, 0 is off.")

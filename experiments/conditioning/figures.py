@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -24,8 +25,14 @@ def draw(run, prompts=None, count=20):
 
 
 def symmetric(x_0, level):
-    """How far an image is from its mirror image: an energy that no network was trained for."""
-    return 2 * jnp.square(x_0 - x_0[:, :, ::-1]).sum((1, 2, 3))
+    """How far an image is from its mirror image, over how unsure the estimate is; no network was trained for it."""
+    unsure = 0.05 + level.sigma**2 / (level.alpha**2 + level.sigma**2)
+    return jnp.square(x_0 - x_0[:, :, ::-1]).sum((1, 2, 3)) / (4 * unsure)
+
+
+def asymmetry(drawn):
+    """The mean squared difference between an image and its mirror image."""
+    return np.mean(np.square(drawn - drawn[:, :, ::-1]))
 
 
 def save(name, rows):
@@ -47,15 +54,21 @@ def save(name, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", default="runs", help="the folder of the trained runs, named as their configs")
+    parser.add_argument("--only", nargs="*", default=[*FIGURES, "energy"])
     args = parser.parse_args()
     devices.one_per_core()
     root = Path(args.runs)
-    for name, way in FIGURES.items():
+    for name, way in ((name, way) for name, way in FIGURES.items() if name in args.only):
         prompts = PROMPTS if way.prompts else None
         save(name, {f"{way.option} {scale:g}": draw(way.load(root, scale), prompts) for scale in way.scales})
+    if "energy" not in args.only:
+        return
     run = build.load(root / "digits", **DDIM)
-    pushed = run.transformed(guidance.energy(symmetric, of="x_0"))
-    save("energy", {"no energy": draw(run), "symmetric": draw(pushed)})
+    plain, pushed = draw(run), draw(run.transformed(guidance.energy(symmetric, of="x_0"), guidance.clip()))
+    save("energy", {"no energy": plain, "symmetric": pushed})
+    print(
+        f"squared difference from the mirror image: {asymmetry(plain):.3f} without the energy, {asymmetry(pushed):.4f}"
+    )
 
 
 if __name__ == "__main__":
