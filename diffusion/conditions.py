@@ -16,17 +16,17 @@ class Conditions(NamedTuple):
     class_names:    the name of label 0, 1, ...
     caption_length: tokens of a caption.
     captions:       the ones that samples are drawn of where nothing else is asked.
-    null:           whether "no condition" may be asked: the label after the last, the caption without a letter.
+    null:           the entries of which nothing may be asked, by the label after the last, the caption without a byte.
     """
 
     names: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     caption_length: int = 0
     captions: tuple[str, ...] = ()
-    null: bool = False
+    null: tuple[str, ...] = ()
 
     def joined(self, guide: "Conditions") -> "Conditions":
-        """What a model that reads these and its guide can be conditioned on together; a guide knows no "no class"."""
+        """What a model that reads these and its guide can be conditioned on together; a guide wants to be asked."""
         names = tuple(dict.fromkeys((*self.names, *guide.names)))
         lengths = {c.caption_length for c in (self, guide) if "text" in c.names}
         if len(lengths) > 1:
@@ -35,7 +35,8 @@ class Conditions(NamedTuple):
                 "both on the same captions."
             )
         text = guide if "text" in guide.names else self
-        return Conditions(names, self.class_names or guide.class_names, text.caption_length, text.captions)
+        null = tuple(name for name in self.null if name not in guide.names)
+        return Conditions(names, self.class_names or guide.class_names, text.caption_length, text.captions, null)
 
     def rows(
         self, num_samples: int, labels: Sequence[int] | None = None, prompts: Sequence[str] | None = None
@@ -76,10 +77,11 @@ class Conditions(NamedTuple):
 
     def _check_labels(self, labels: np.ndarray) -> None:
         count = len(self.class_names)
-        known = f"0..{count - 1}" + (f", or {count} for no class" if self.null else "")
+        null = "label" in self.null
+        known = f"0..{count - 1}" + (f", or {count} for no class" if null else "")
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"got labels {labels} of type {labels.dtype}, expected a list of integers in {known}.")
-        wrong = labels[(labels < 0) | (labels >= count + self.null)]
+        wrong = labels[(labels < 0) | (labels >= count + null)]
         if wrong.size:
             raise ValueError(f"got labels {wrong[:5]}, expected integers in {known}.")
 
@@ -89,7 +91,7 @@ class Conditions(NamedTuple):
                 f"got cond['text'] of shape {text.shape} and type {text.dtype}, expected integers of shape "
                 f"[num_samples, {self.caption_length}], as run.cond(num_samples, prompts=[...]) makes them."
             )
-        if not self.null and (empty := np.flatnonzero((text == 0).all(1))).size:
+        if "text" not in self.null and (empty := np.flatnonzero((text == 0).all(1))).size:
             raise ValueError(
                 f"got an empty caption for sample {empty[0]}, but this run was trained with captions only."
             )

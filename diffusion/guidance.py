@@ -83,7 +83,9 @@ def energy(function: Energy, scale: float = 1.0, of: str = "x_t") -> Transform:
     (Dhariwal & Nichol 2021, arXiv:2105.05233, eq. 14 and algorithm 2, whose classifier is E = -log p(y | x_t)). This is
     the score form, for every sampler; ancestral sampling shifts its mean by variance * grad instead (algorithm 1), for
     which the gradient stays in `Prediction.push`. A threshold after it bounds what it does to x_0, and makes ancestral
-    sampling use the score form too; a threshold before it leaves it free. At pure noise (alpha = 0) x_0 is not moved.
+    sampling use the score form too; a threshold before it leaves it free, but stops the gradient of an energy of x_0 at
+    the pixels that it clips: load the run with sampler={"threshold": "none"} there. At pure noise (alpha = 0), where
+    x_t says nothing of x_0, nothing is pushed.
 
     function:  E(x, level) -> [batch], each row of its own sample alone. `level` has the fields [] or [batch].
     scale:     how much the energy counts; 0 is off, and 1 for E = -log p(y | x_t) samples p(x | y).
@@ -93,7 +95,8 @@ def energy(function: Energy, scale: float = 1.0, of: str = "x_t") -> Transform:
                the cost of a backward pass through the network in each step. The estimate is unsure at noisy levels:
                divide E by its variance, sigma^2 / (alpha^2 + sigma^2) for data of unit variance, or the push, which is
                sigma^2 / alpha times the gradient, throws x_0 out of the data (Song et al. 2023, "Pseudoinverse-guided
-               diffusion models for inverse problems").
+               diffusion models for inverse problems"), with a floor for the clean end. Samples are then
+               of p(x) exp(-scale E) only roughly: E of an estimate is not the energy of x_t.
     """
     if not np.isfinite(scale):
         raise ValueError(f"got scale={scale}, expected a finite number: 1 is the energy as it is, 0 is off.")
@@ -128,8 +131,9 @@ def _sum(energies: Any, x: Array) -> Any:
 
 def _pushed(prediction: Prediction, push: Array, level: NoiseLevel) -> Prediction:
     """The prediction when push is added to the score."""
+    push = jnp.where(expand(jnp.asarray(level.alpha > 0), push), push, 0)
     x_0 = prediction.x_0 + expand(tilt(level), push) * push
-    eps = prediction.eps - expand(jnp.where(tilt(level) > 0, level.sigma, 0), push) * push
+    eps = prediction.eps - expand(level.sigma, push) * push
     total = push if prediction.push is None else prediction.push + push
     return prediction._replace(x_0=x_0, eps=eps, push=total)
 
@@ -220,11 +224,12 @@ def guided(pair: Pair, cond: Denoiser, how: Guidance) -> Denoiser:
             return both(x_t, level)
         inside = how.inside(level)
         if np.ndim(inside) == 0:
-            return jax.lax.cond(inside, lambda x: both(x, level), lambda x: cond(x, level), x_t)
+            pushed = jax.eval_shape(lambda x: both(x, level), x_t).push is not None
+            return jax.lax.cond(inside, lambda x: both(x, level), lambda x: _with_push(cond(x, level), pushed), x_t)
         given, without = pair(x_t, level)  # levels by row: each row's own choice
-        return jax.tree.map(
-            lambda a, b: jnp.where(expand(inside, a), a, b), _combine(given, without, level, how), given
-        )
+        combined = _combine(given, without, level, how)
+        given = _with_push(given, combined.push is not None)
+        return jax.tree.map(lambda a, b: jnp.where(expand(inside, a), a, b), combined, given)
 
     return denoise
 
@@ -242,6 +247,13 @@ def _combine(cond: Prediction, uncond: Prediction, level: NoiseLevel, how: Guida
         less = expand(how.rescale * (1 - ratio), x_0) * x_0
         x_0, eps = x_0 - less, eps + expand(level.alpha / level.sigma, x_0) * less
     return cond._replace(x_0=x_0, eps=eps)
+
+
+def _with_push(prediction: Prediction, pushed: bool) -> Prediction:
+    """The prediction with a push, of zero where it had none, or without one: both ends of a choice must be alike."""
+    if not pushed:
+        return prediction._replace(push=None)
+    return prediction if prediction.push is not None else prediction._replace(push=jnp.zeros_like(prediction.x_0))
 
 
 def _combined_push(cond: Any, uncond: Any, how: Guidance) -> Any:

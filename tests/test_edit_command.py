@@ -56,6 +56,8 @@ def files(tmp_path):
         "deep": save_deep(tmp_path / "deep.png"),
         "mask": save(tmp_path / "mask.png", mask),
         "soft": save(tmp_path / "soft.png", mask / 2),
+        "red": save(tmp_path / "red.png", np.stack([mask, 0 * mask, 0 * mask], -1)),
+        "clear": save(tmp_path / "clear.png", np.stack([mask, mask, mask, 255 - mask], -1)),
         "white": save(tmp_path / "white.png", mask * 0 + 255),
         "black": save(tmp_path / "black.png", mask * 0),
         "no image": tmp_path / "mask.txt",
@@ -150,13 +152,20 @@ class TestResults:
     def test_labels_are_drawn_in_turn_for_each_image(self, tmp_path_factory, files):
         folder = tmp_path_factory.mktemp("labelled")
         network = NETWORK | {"class_conditional": True}
-        trained(folder, network=network, loss={"cond_dropout": 0.2}, training=TRAINING | {"num_steps": 24})
+        blocks = {"loss": {"cond_dropout": 0.2}, "ema": {"decays": (0.5,)}}
+        trained(folder, network=network, training=TRAINING | {"num_steps": 24}, **blocks)
         options = {"images": [files["image"], files["other"]], "num_steps": 5, "labels": [3, 8], "num_samples": 2}
         run, image = build.load(folder), np.stack([pixels(files[name]) for name in ("image", "other")])
         image = (image / np.float32(127.5) - 1)[..., None].repeat(2, 0)
         expected = sampling.image_to_image(run, image, num_steps=5, cond={"label": np.array([3, 8, 3, 8])})
         drawn = np.load(commands.edit(folder, "image_to_image", **options))["arr_0"]
         np.testing.assert_array_equal(drawn, to_uint8(expected))
+        swapped = sampling.image_to_image(run, image, num_steps=5, cond={"label": np.array([8, 3, 8, 3])})
+        assert np.abs(swapped - expected).max(axis=(1, 2, 3)).min() > 0
+        file = commands.edit(folder, "invert", images=[files["image"]], num_steps=5)
+        assert json.loads(file.with_suffix(".json").read_text())["labels"] == [10], "no class, where none is given"
+        with pytest.raises(commands.Refused, match="got 2 labels to interpolate under"):
+            commands.edit(folder, "interpolate", labels=[3, 8])
 
 
 @pytest.mark.parametrize(
@@ -172,6 +181,8 @@ class TestResults:
         ("inpaint", ["deep"], {"mask": "mask"}, "more than 8 bits"),
         ("inpaint", ["image"], {"mask": "wide"}, "the mask .* is 9 x 8 pixels .*, expected 8 x 8"),
         ("inpaint", ["image"], {"mask": "soft"}, "has values such as 127, expected only 0"),
+        ("inpaint", ["image"], {"mask": "red"}, "has colours"),
+        ("inpaint", ["image"], {"mask": "clear"}, "is transparent in places"),
         ("inpaint", ["image"], {"mask": "black"}, "every pixel is known"),
         ("inpaint", ["image"], {"mask": "white"}, "no pixel is known"),
         ("inpaint", ["image"], {"mask": "mask", "strength": 0.5}, "--strength is not an option of --edit=inpaint"),
@@ -192,9 +203,11 @@ class TestResults:
 )  # fmt: skip
 def test_wrong_input_is_refused_before_anything_is_written(grey, files, edit, images, options, words):
     files["no image"].write_text("a word")
+    before = sorted((grey / "edits").glob("*"))
     options = {k: files[v] if k == "mask" else v for k, v in options.items()}
     with pytest.raises(commands.Refused, match=words):
         commands.edit(grey, edit, images=[files[name] for name in images], **options)
+    assert sorted((grey / "edits").glob("*")) == before
 
 
 def test_points_cannot_be_edited(tmp_path, files):

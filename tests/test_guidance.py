@@ -193,7 +193,7 @@ def test_a_guided_denoiser_is_the_closed_form_at_every_level(guided):
     assert_consistent(got)
 
 
-@pytest.mark.parametrize("guided", ["classifier_free", "energy", "energy of x_0", "a chain"])
+@pytest.mark.parametrize("guided", ["classifier_free", "energy of x_0", "a chain"])
 @pytest.mark.parametrize("name", lookup.components(sampling, Sampler))
 def test_every_sampler_draws_from_every_kind_of_guided_denoiser(name, guided):
     """What guides a Gaussian here makes it another Gaussian, from whose denoiser the same samples come."""
@@ -228,6 +228,26 @@ def test_ancestral_sampling_shifts_its_mean_by_the_variance_times_the_gradient(v
         np.testing.assert_allclose(got - plain, expected - mean, atol=1e-5)
 
 
+PUSHED = energy(observation(0.1, 0.5))(DATA)
+
+
+@pytest.mark.parametrize(
+    ("cond", "uncond", "options"),
+    [(PUSHED, PUSHED, {}), (DATA, PUSHED, {}), (PUSHED, DATA, {}), (PUSHED, PUSHED, {"rescale": 0.7})],
+)
+def test_an_interval_takes_pushed_branches(cond, uncond, options):
+    inside = {"interval": (-3.0, 3.0)} | options
+    guided, everywhere = classifier_free(cond, uncond, 3.0, **inside), classifier_free(cond, uncond, 3.0, **options)
+    for t in (10, 500, 900):
+        level = linear_beta().level(jnp.asarray(t))
+        expected = (everywhere if level.log_snr**2 < 9 else cond)(HERE, level)
+        np.testing.assert_allclose(jax.jit(guided)(HERE, level).x_0, expected.x_0, atol=1e-5)
+    rows, inside = guided(HERE, AT).x_0, np.abs(AT.log_snr) < 3
+    assert set(inside) == {True, False}
+    expected = np.where(inside[:, None], everywhere(HERE, AT).x_0, cond(HERE, AT).x_0)
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
 def test_a_threshold_after_an_energy_bounds_x_0_and_leaves_no_push():
     strong = energy(observation(0.1, 0.5), 50.0)(DATA)
     assert np.abs(strong(HERE, AT).x_0).max() > 1
@@ -246,7 +266,12 @@ def test_pure_noise_is_not_pushed():
     got = energy(lambda x, level: (x**2).sum(-1))(x_0)(HERE, level)
     np.testing.assert_array_equal(got.x_0, np.float32(0.3) * np.ones((3, 4), np.float32))
     np.testing.assert_array_equal(got.eps, HERE)
-    np.testing.assert_allclose(got.push, -2 * HERE)
+    np.testing.assert_array_equal(got.push, 0)
+    step = jax.tree.map(jnp.float32, laws.step_at(zero_terminal_snr(linear_beta()), 1000, 980))
+    ids = keys.per_sample(jax.random.key(0), jnp.arange(3))
+    for sampler in (sampling.ancestral(), sampling.ddim()):
+        ends = [sampler.step(d, HERE, None, step, ids)[0] for d in (x_0, energy(lambda x, level: (x**2).sum(-1))(x_0))]
+        np.testing.assert_array_equal(*ends)
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.6, 1.0])

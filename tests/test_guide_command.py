@@ -24,10 +24,9 @@ BLOCKS = {
         "checkpoint_every": 4,
         "sample_every": 2,
     },
-    "sampler": {"name": "ddim", "threshold": "none"},
-    "grid": {"name": "strided", "num_steps": 4},
     "logging": {"tensorboard": False, "num_samples": 8},
 }
+SAMPLED = {"sampler": {"name": "ddim", "threshold": "none"}, "grid": {"name": "strided", "num_steps": 4}}
 GUIDES = {
     "classifier": {"network": {"name": "classifier", **TINY}, "loss": {"name": "classification"}},
     "clip": {
@@ -51,7 +50,7 @@ def folders(tmp_path_factory, module_monkeypatch):
     for name, blocks in GUIDES.items():
         assert commands.train(config(**BLOCKS, **blocks), root / name)
     unet = {"name": "unet", **TINY}
-    assert commands.train(config(**BLOCKS, network=unet, loss={"self_conditioning": True}), root / "run")
+    assert commands.train(config(**BLOCKS, **SAMPLED, network=unet, loss={"self_conditioning": True}), root / "run")
     return root
 
 
@@ -85,6 +84,8 @@ def test_a_guided_run_follows_the_gradient_of_its_guide(folders, name, asked):
     likelihood = guide.log_likelihood(guide.params, cond)
     push = guidance.energy(lambda x, level: -likelihood(x, level), 50.0)
     expected = push(without.bind(0.1 * x_t))(x_t, level)
+    nearer = likelihood(x_t + 1e-2 * np.sign(expected.push), level)
+    assert (nearer > likelihood(x_t, level)).all(), "it is pushed to where the guide finds it likelier"
     assert np.abs(expected.x_0 - without.bind(0.1 * x_t)(x_t, level).x_0).max() > 1e-3
     np.testing.assert_allclose(got.bind(0.1 * x_t)(x_t, level).x_0, expected.x_0, atol=1e-5)
     drawn = np.load(
@@ -131,6 +132,14 @@ def test_what_does_not_fit_is_refused(folders, run, options, words):
         commands.sample(folders / run, num_samples=2, **options)
 
 
+def test_a_guide_fits_the_same_schedule_in_other_words_and_can_be_left_out(folders):
+    guided = {"network": {"name": "unet", **TINY}, "guidance": {"guide": str(folders / "classifier")}}
+    same = {"schedule": {"name": "linear_beta_scaled", "num_steps": 25, "zero_terminal_snr": False}}
+    assert build.build(config(**BLOCKS | guided | same)).guide is not None
+    left_out = guided | {"guidance": {"guide": "", "guide_scale": 2.0}}
+    assert build.build(config(**BLOCKS | left_out)).conditions.names == ()
+
+
 @pytest.mark.parametrize(
     ("blocks", "words"),
     [
@@ -149,9 +158,13 @@ def test_a_guide_of_other_data_or_levels_is_refused(folders, blocks, words):
     [
         ({"loss": {"name": "classification", "norm": "l1"}}, "got loss.norm=l1 with loss.name=classification"),
         ({"guidance": {"scale": 2.0}}, "got guidance.scale=2.0 with loss.name=classification"),
-        ({"loss": {"name": "classify"}}, "loss.name is 'classify', which is not known. .*classification, contrastive"),
+        (
+            {"loss": {"name": "classify"}},
+            "'classify', which is not known. .*classification, contrastive, denoising",
+        ),
         ({"network": {"name": "unet"}}, "network.name is 'unet', which is not known. Known: classifier"),
         ({"data": {"name": "toy_2d"}}, "takes images"),
+        ({"sampler": {"name": "ddim"}}, "got sampler.name=ddim with loss.name=classification"),
     ],
 )
 def test_what_a_guide_does_not_use_is_refused(blocks, words):

@@ -20,6 +20,7 @@ from diffusion.keys import stream
 from diffusion.networks.network import Inputs
 from diffusion.objectives import Objective
 from diffusion.sampling import grids
+from diffusion.schedules import Schedule
 from diffusion.training import checkpoint, ema
 from diffusion.types import AnyDenoiser, Cond, Params
 
@@ -42,14 +43,19 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run | Guide:
         "optimizer": make("optimizer", config.optimizer),
     }
     param = parts.make_parameterization(config, schedule)
-    if config.loss.name == "denoising":
-        return _run(config, facts, param, **shared)
-    return _guide(config, facts, param, **shared)
+    kinds = ("denoising", *lookup.components(objectives, Objective))
+    if config.loss.name not in kinds:
+        raise ValueError(
+            f"loss.name is {config.loss.name!r}, which is not known. {lookup.suggest(config.loss.name, kinds)}"
+        )
+    make_one = _run if config.loss.name == "denoising" else _guide
+    return make_one(config, facts, param, **shared)
 
 
 def _run(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> Run:
     """The run that learns to denoise."""
     schedule, reads = shared["schedule"], parts.reads(config.network)
+    parts.check_says_x_0(config, param, schedule)
     losses.check_norm(config.loss.norm)
     losses.check_cond_dropout(config.loss.cond_dropout, bool(reads))
     how = parts.guidance_options(config)
@@ -61,7 +67,7 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> 
     dataset, facts = _data(config, facts)
     inputs = _inputs(config, facts)
     network = make("network", config.network, shape=facts.shape, inputs=inputs)
-    guide = _guide_of(config, facts)
+    guide = _guide_of(config, facts, schedule)
 
     def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:
         batch = _augmented(batch, key, config)
@@ -82,7 +88,7 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> 
         )
 
     denoiser = network_denoiser(network, inputs, param, threshold=threshold, how=how)
-    conditions = _conditions(reads, facts, null=inputs.dropped)
+    conditions = _conditions(reads, facts, null=reads if inputs.dropped else ())
     if guide is not None:
         denoiser = _guided(denoiser, guide, config.guidance.guide_scale)
         conditions = conditions.joined(guide.conditions)
@@ -103,7 +109,7 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> 
 def _guide(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> Guide:
     """The run that learns to read a class or a caption from x_t."""
     objective = lookup.make(objectives, Objective, {"name": config.loss.name}, block="loss")
-    parts.check_unused(config, ("loss", "weight", "guidance"))
+    parts.check_unused(config, ("loss", "weight", "sampler", "grid", "guidance"))
     dataset, facts = _data(config, facts)
     parts.augmented(config.data, facts.shape)
     inputs = Inputs(num_classes=len(facts.class_names), caption_length=facts.caption_length)
@@ -145,11 +151,11 @@ def _guided(
     return both
 
 
-def _guide_of(config: ConfigDict, facts: Facts) -> Guide | None:
-    """The guide that the config names; ValueError where it is none, or was trained for something else."""
+def _guide_of(config: ConfigDict, facts: Facts, schedule: Schedule) -> Guide | None:
+    """The guide that the config names ("" is none); ValueError where that is no guide, or one for something else."""
     block = config.guidance
-    if block.guide is None:
-        if block.guide_scale != DEFAULTS["guidance"]["guide_scale"]:
+    if not block.guide:
+        if block.guide is None and block.guide_scale != DEFAULTS["guidance"]["guide_scale"]:
             raise ValueError(
                 f"got guidance.guide_scale={block.guide_scale} without a guide: add guidance.guide=FOLDER, the workdir "
                 "of a trained classifier or encoder pair, or mean guidance.scale."
@@ -158,9 +164,10 @@ def _guide_of(config: ConfigDict, facts: Facts) -> Guide | None:
     try:
         guide = load_guide(block.guide)
     except (ValueError, OSError) as error:
-        raise ValueError(f"guidance.guide={block.guide}: {error}") from error
-    theirs, ours = to_json(guide.config)["schedule"], to_json(config)["schedule"]
-    what = {"schedule": (theirs, ours), "shape": (guide.shape, facts.shape)}
+        raise ValueError(f"guidance.guide={block.guide}: {error} (--guide= goes without a guide.)") from error
+    what: dict[str, Any] = {"shape": (guide.shape, facts.shape)}
+    if not parts.same_levels(guide.schedule, schedule):
+        what["schedule"] = (to_json(guide.config)["schedule"], to_json(config)["schedule"])
     if "label" in guide.conditions.names and facts.class_names:
         what["classes"] = (guide.facts.class_names, facts.class_names)
     for name, (there, here) in what.items():
@@ -191,7 +198,7 @@ def _inputs(config: ConfigDict, facts: Facts) -> Inputs:
     )
 
 
-def _conditions(reads: tuple[str, ...], facts: Facts, *, null: bool = False) -> Conditions:
+def _conditions(reads: tuple[str, ...], facts: Facts, *, null: tuple[str, ...] = ()) -> Conditions:
     return Conditions(reads, facts.class_names, facts.caption_length, facts.captions, null)
 
 

@@ -25,6 +25,11 @@ def make_schedule(block: ConfigDict) -> Schedule:
 def make_parameterization(config: ConfigDict, schedule: Schedule) -> Parameterization:
     """The parameterization, which tells the network of a level in the schedule's way."""
     param = make("parameterization", config.parameterization, schedule=schedule)
+    return dataclasses.replace(param, cond=schedule.embed)
+
+
+def check_says_x_0(config: ConfigDict, param: Parameterization, schedule: Schedule) -> None:
+    """ValueError where the parameterization says nothing of x_0 at the schedule's noisiest level."""
     with np.errstate(divide="ignore"):
         at_the_end = param.coefs(schedule.level(np.asarray(schedule.end)))
     if not np.isfinite(at_the_end).all():
@@ -32,7 +37,17 @@ def make_parameterization(config: ConfigDict, schedule: Schedule) -> Parameteriz
             f"parameterization.name={config.parameterization.name} says nothing of x_0 at pure noise, where "
             f"schedule.name={config.schedule.name} ends. Use parameterization.name=flow, v, x_0 or edm."
         )
-    return dataclasses.replace(param, cond=schedule.embed)
+
+
+def same_levels(one: Schedule, other: Schedule) -> bool:
+    """Whether two schedules have the same levels, and tell a network of them in the same way."""
+    if (one.num_steps, one.end) != (other.num_steps, other.end):
+        return False
+    times = np.linspace(0, one.end, 51)[1:] if one.num_steps is None else np.arange(1, one.num_steps + 1)
+    with np.errstate(divide="ignore"):
+        levels = [schedule.level(times) for schedule in (one, other)]
+        told = [schedule.embed(level) for schedule, level in zip((one, other), levels, strict=True)]
+    return all(map(np.array_equal, (*levels[0], told[0]), (*levels[1], told[1])))
 
 
 def make_threshold(config: ConfigDict) -> guidance.Transform:

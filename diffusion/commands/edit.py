@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion import build, sampling
+from diffusion import build, sampling, workdir
 from diffusion.commands import outputs
 from diffusion.commands.console import Refused, say
 from diffusion.commands.pictures import read_image, read_mask
@@ -84,7 +84,7 @@ def edit(
         run = build.load(folder, sampler=_sampler(edit, images, sampler), grid=grid, guidance=guidance)
         given = _read(run, edit, images, options)
         count = 1 if edit == "invert" else num_samples or (8 if edit == "interpolate" else 4)
-        asked = outputs.asked(labels, prompts)
+        asked = _asked(run, edit, outputs.asked(labels, prompts))
         cond = _cond(run, edit, len(images), count, asked)
         made = outputs.description(run, count, num_steps, seed, asked)
         made |= {
@@ -92,16 +92,17 @@ def edit(
             "images": [str(file) for file in images],
             "options": {name: str(value) if name == "mask" else value for name, value in options.items()},
         }
-        place = outputs.open_folder(folder / "edits")
+        workdir.check_writable(folder / "edits")
         start = time.perf_counter()
         how = {"num_steps": num_steps, "seed": seed, "cond": cond, "batch_size": batch_size}
         drawn = _DRAW[edit](run, given, count, how | {"progress": jax.process_index() == 0})
+        results = drawn.results.reshape(-1, *run.shape)
+        arrays = {"arr_0": to_uint8(results), **drawn.arrays}
+        place = outputs.open_folder(folder / "edits")
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
-    results = drawn.results.reshape(-1, *run.shape)
     rows = np.concatenate([*(column[:, None] for column in drawn.shown), drawn.results], axis=1)
     file = place / f"{_file_name(made, given)}.npz"
-    arrays = {"arr_0": to_uint8(results), **drawn.arrays}
     outputs.save(file, arrays, rows.reshape(-1, *run.shape), made | drawn.found, columns=rows.shape[1])
     seconds, found = time.perf_counter() - start, "".join(f"; {k} {v:.3g}" for k, v in drawn.found.items())
     say(f"{len(results)} images in {seconds:.1f} s: {file} and {file.with_suffix('.png').name} beside it{found}")
@@ -144,6 +145,8 @@ def _sampler(edit: str, images: Sequence[Any], asked: Mapping[str, Any] | None) 
         settings = DETERMINISTIC | settings
     if edit == "invert" and (settings["name"] != "ddim" or settings.get("eta")):
         raise ValueError("inversion undoes the steps of deterministic DDIM: leave --sampler and sampler.eta out.")
+    if edit == "invert":
+        settings |= DETERMINISTIC  # whatever eta the run's own sampler has
     return settings
 
 
@@ -166,6 +169,24 @@ def _read(run: build.Run, edit: str, files: Sequence[str | Path], options: Mappi
     mask = read_mask(options["mask"], (h, w)) if "mask" in options else None
     rest = {k: v for k, v in options.items() if k != "mask"}
     return Given(np.stack(images) if images else None, mask, rest)
+
+
+def _asked(run: build.Run, edit: str, asked: outputs.Asked) -> outputs.Asked:
+    """What the results are to be; for interpolations and inversions, which are not by turns, "nothing" by default."""
+    if edit not in ("interpolate", "invert"):
+        return asked
+    if edit == "invert" and run.config.guidance.plus_plus:
+        raise ValueError("CFG++ cannot be inverted, as its x_0 and eps are of two estimates: guidance.plus_plus=False.")
+    found: dict[str, Any] = asked._asdict()
+    nothing = {"label": ("labels", [len(run.conditions.class_names)]), "text": ("prompts", [""])}
+    for name in run.conditions.names:
+        field, null = nothing[name]
+        if found[field] is None and name not in run.conditions.null:
+            raise ValueError(f"--edit={edit} of this run needs what the image shows: --{field.removesuffix('s')}=...")
+        found[field] = null if found[field] is None else found[field]
+        if edit == "interpolate" and len(found[field]) > 1:
+            raise ValueError(f"got {len(found[field])} {field} to interpolate under, expected one for all pictures.")
+    return outputs.Asked(**found)
 
 
 def _cond(run: build.Run, edit: str, num_images: int, count: int, asked: outputs.Asked) -> dict[str, Any]:

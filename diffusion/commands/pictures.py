@@ -31,10 +31,12 @@ def read_mask(file: str | Path, size: tuple[int, int]) -> Bool[np.ndarray, "h w"
 
     ValueError: no such file, no image, another size, or other values than black and white.
     """
-    pixels = _pixels(file)
+    pixels = _pixels(file, opaque=True)
     if pixels.shape[:2] != size:
         had, wanted = ("{1} x {0}".format(*shape) for shape in (pixels.shape, size))
         raise ValueError(f"the mask {file} is {had} pixels (width x height), expected {wanted}, the images' size.")
+    if (pixels != pixels[..., :1]).any():
+        raise ValueError(f"the mask {file} has colours, expected black (is kept) and white (is painted anew).")
     if other := sorted(set(np.unique(pixels).tolist()) - {0, 255}):
         raise ValueError(
             f"the mask {file} has values such as {other[0]}, expected only 0 (black, is kept) and 255 (white, is "
@@ -43,13 +45,15 @@ def read_mask(file: str | Path, size: tuple[int, int]) -> Bool[np.ndarray, "h w"
     return (pixels == 0).all(-1)
 
 
-def _pixels(file: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+def _pixels(file: str | Path, opaque: bool = False) -> UInt8[np.ndarray, "h w 3"]:
     from PIL import Image, ImageOps
 
     try:
         with Image.open(Path(file).expanduser()) as stored:
             if stored.mode.startswith(("I", "F")):
                 raise ValueError(f"{file} has more than 8 bits a value (mode {stored.mode}); save it with 8.")
+            if opaque and stored.has_transparency_data and np.asarray(stored.convert("RGBA"))[..., 3].min() < 255:
+                raise ValueError(f"{file} is transparent in places, expected black and white: flatten it.")
             upright: Any = ImageOps.exif_transpose(stored)
             return np.asarray(upright.convert("RGB"))
     except FileNotFoundError as error:

@@ -87,6 +87,8 @@ def _captions(root: Path, found: Sequence[Path]) -> dict[Path, str]:
 def _from_txt(root: Path, texts: Sequence[Path], found: Sequence[Path]) -> dict[Path, str]:
     """Returns the captions by image, of which images with the same stem share one."""
     files = {name.with_suffix(""): name for name in texts}
+    second = [str(name) for name in texts if files[name.with_suffix("")] != name]
+    _refuse(second, "files are second captions of an image; keep one of the two")
     alone = files.keys() - {name.with_suffix("") for name in found}
     _refuse(
         sorted(str(files[stem]) for stem in alone), "files are captions of no image; correct their names or remove them"

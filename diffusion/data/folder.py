@@ -18,6 +18,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", "
 GREY_MODES = ("1", "L", "LA")
 TURNED = (5, 6, 7, 8)  # values of the EXIF orientation that swap width and height
 ORIENTATION = 0x0112
+EXIF_PLACES = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def _header(path: Path) -> tuple[str, tuple[int, int]]:
     with _opened(path) as image:
         if image.mode.startswith(("I", "F")):
             raise ValueError(f"mode {image.mode} has more than 8 bits a value; save it with 8")
-        has_exif = image.format != "PNG" or "exif" in image.info  # asking a PNG without decodes it
+        has_exif = image.format != "PNG" or EXIF_PLACES & image.info.keys()  # asking a PNG without decodes it
         turned = has_exif and image.getexif().get(ORIENTATION) in TURNED
         return image.mode, image.size[::-1] if turned else image.size
 

@@ -99,20 +99,20 @@ def image_to_image(model: Model | Denoiser, images: Images, *, strength: float =
 
 def interpolate(
     model: Model | Denoiser,
-    first: Float[np.ndarray, "h w c"],
-    second: Float[np.ndarray, "h w c"],
+    first: np.ndarray,
+    second: np.ndarray,
     *,
     num_samples: int = 8,
     strength: float = 0.5,
     **options: Any,
 ) -> Any:
-    """num_samples images on the way from one to the other (Ho et al. 2020, section 4.3, figure 8).
+    """num_samples images on the way from one to the other, [h, w, c] (Ho et al. 2020, section 4.3, figure 8).
 
     Both are noised with the same noise and mixed, (1 - w) x_t + w x_t' with w from 0 to 1, and all are denoised with
     the same noise again. That equals `image_to_image` of the mixed images with one id for all.
     """
     share = np.linspace(0, 1, num_samples, dtype=np.float32).reshape(-1, 1, 1, 1)
-    mixed = (1 - share) * first[None] + share * second[None]
+    mixed = (1 - share) * _checked(first)[None] + share * _checked(second)[None]
     ids = np.full(num_samples, options.pop("first_id", 0))
     return image_to_image(model, mixed, strength=strength, ids=ids, **options)
 
@@ -162,6 +162,11 @@ def _complete(
 ) -> Any:
     """One sample for each row of what is known."""
     sampler, steps = _grid(model, options)
+    if sampler.nfe is None:
+        raise ValueError(
+            "the sampler chooses its own levels between the grid's, where no known part could be put in: use one that "
+            "walks a grid, such as sampling.ddim() (--sampler=ddim)."
+        )
     steps = grids.resampled(steps, jump_length, num_resamples)
     shape = _shape(model, known.images.shape[1:])
     return generate(model, known=known, shape=shape, sampler=sampler, steps=steps, **options)

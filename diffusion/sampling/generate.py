@@ -61,7 +61,7 @@ def generate(
     steps: Step | None = None,
     first_id: int = 0,
     ids: Sequence[int] | np.ndarray | None = None,
-    x_T: Float[np.ndarray, "n *shape"] | None = None,
+    x_T: np.ndarray | None = None,
     known: Known | None = None,
     batch_size: int = 128,
     save_every: int | None = None,
@@ -97,6 +97,11 @@ def generate(
     ids = np.asarray(first_id + np.arange(num_samples) if ids is None else ids)
     _check_rows({f"cond[{name!r}]": rows for name, rows in cond.items()} | {"ids": ids}, num_samples)
     _check_rows({"x_T": x_T, "known.images": known_images}, num_samples, shape)
+    if x_T is not None and not (np.issubdtype(np.asarray(x_T).dtype, np.floating) and np.isfinite(x_T).all()):
+        raise ValueError(
+            f"got x_T, or images, of type {np.asarray(x_T).dtype} with values that are no finite numbers, or bytes; "
+            "expected floating point: diffusion.data.scaling.to_unit_range(images) makes it of bytes."
+        )
     sampler.check(steps)
     if isinstance(model, Model):
         model.check_cond(cond)

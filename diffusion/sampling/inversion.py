@@ -25,9 +25,10 @@ def invert(
 
         x_now = (alpha_now / alpha_to) (x_to - sigma_to eps_hat(x_now)) + sigma_now eps_hat(x_now),
 
-    which is iterated, starting from the step before's eps_hat. With iterations=1 this is what is usually called DDIM
-    inversion; more make the round trip exact, as fast as x_0_hat follows x_now: slowly along what the denoiser takes
-    for noise. Each costs one evaluation a step. Where alpha_now is 0 (pure noise) the same step is solved for eps_hat.
+    which is iterated, starting from the step before's eps_hat. iterations=1 costs what the usual DDIM inversion does
+    and evaluates at the predicted x_now, not at x_to. More make the round trip exact, as fast as x_0_hat follows x_now:
+    slowly along what the denoiser takes for noise. Each costs one evaluation a step. Where alpha_now is 0 (pure noise)
+    the same step is solved for eps_hat.
 
     options: as in `generate`: num_steps or steps (the same for the way back), cond, batch_size, progress.
     A clipped x_0_hat is the same for many x, so that x_T is one of several; build.load(..., sampler={"threshold":

@@ -63,8 +63,9 @@ def main():
         save(name, {f"{way.option} {scale:g}": draw(way.load(root, scale), prompts) for scale in way.scales})
     if "energy" not in args.only:
         return
-    run = build.load(root / "digits", **DDIM)
-    plain, pushed = draw(run), draw(run.transformed(guidance.energy(symmetric, of="x_0"), guidance.clip()))
+    run = build.load(root / "digits", grid=DDIM["grid"], sampler=DDIM["sampler"] | {"threshold": "none"})
+    plain = draw(run.transformed(guidance.clip()))
+    pushed = draw(run.transformed(guidance.energy(symmetric, of="x_0"), guidance.clip()))
     save("energy", {"no energy": plain, "symmetric": pushed})
     print(
         f"squared difference from the mirror image: {asymmetry(plain):.3f} without the energy, {asymmetry(pushed):.4f}"

@@ -140,6 +140,13 @@ def test_captions_without_an_image_are_named(folder):
     refused(folder, "1 files are captions of no image", "dogs/8.txt")
 
 
+def test_a_second_caption_of_an_image_is_named(folder):
+    write_txt(folder)
+    name = next(iter(CAPTIONS))
+    (folder / name).with_suffix(".TXT").write_text("another")
+    refused(folder, "second captions of an image", str((folder / name).with_suffix(".TXT").relative_to(folder)))
+
+
 def test_empty_captions_are_named(folder):
     write_txt(folder, CAPTIONS | {"01.png": " \n"})
     refused(folder, "1 images have an empty caption", "01.png")

@@ -1,5 +1,6 @@
 """Laws of editing, driven by denoisers in closed form."""
 
+import dataclasses
 from typing import ClassVar
 
 import jax
@@ -330,6 +331,8 @@ class TestGenerate:
             ({"x_T": np.zeros((3, 2)), "num_samples": 4}, "x_T has 3 rows, expected one for each of 4"),
             ({"x_T": np.zeros((3, 5))}, r"a row of x_T has the shape \(5,\), expected a sample's, \(2,\)"),
             ({"ids": [1, 2], "num_samples": 3}, "ids has 2 rows"),
+            ({"x_T": np.full((3, 2), np.nan)}, "no finite numbers"),
+            ({"x_T": np.full((3, 2), 200, np.uint8)}, "of type uint8"),
         ],
     )
     def test_errors(self, options, words):
@@ -345,6 +348,16 @@ class TestGenerate:
         (lambda **o: sampling.inpaint(DENOISE, images(2), np.ones((3, 2), bool), **o), r"mask of shape \(3, 2\)"),
         (lambda **o: sampling.inpaint(DENOISE, np.nan * images(2), MASK, **o), "a known pixel of the images is NaN"),
         (lambda **o: sampling.super_resolve(DENOISE, images(2), 1, **o), "expected a factor of at least 2"),
+        (
+            lambda **o: sampling.inpaint(
+                DENOISE, images(2), MASK, steps=o["steps"], sampler=dataclasses.replace(ddim(), nfe=None)
+            ),
+            "chooses its own levels",
+        ),
+        (
+            lambda **o: sampling.interpolate(DENOISE, np.uint8(images(1)[0]), np.uint8(images(1)[0]), **o),
+            "got images of type uint8",
+        ),
     ],
 )
 def test_errors(edit, words):
