@@ -228,11 +228,12 @@ class TestGuidance:
         with pytest.raises(commands.Refused, match="labels"):
             commands.sample(labelled, num_samples=2, labels=labels)
 
-    def test_a_continued_run_may_be_guided_differently(self, labelled, capsys):
-        assert commands.train(guidable(guidance={"scale": 2.0}), labelled)
+    def test_a_continued_run_may_be_guided_differently(self, labelled, tmp_path, capsys):
+        folder = shutil.copytree(labelled, tmp_path / "run")
+        assert commands.train(guidable(guidance={"scale": 2.0}), folder)
         assert "nothing to train" in capsys.readouterr().out
         with pytest.raises(commands.Refused, match="loss.cond_dropout: 0.2 there, 0.3 now"):
-            commands.train(guidable(loss={"cond_dropout": 0.3}), labelled)
+            commands.train(guidable(loss={"cond_dropout": 0.3}), folder)
 
     def test_a_run_from_before_guidance_is_loaded_and_continued(self, whole, tmp_path, capsys):
         folder = tmp_path / "old"

@@ -62,7 +62,7 @@ def test_every_byte_counts_and_so_does_its_place():
 def test_no_caption_is_finite_learned_and_unlike_any_other():
     empty = encoded([""])
     assert jnp.isfinite(empty.pooled).all()
-    np.testing.assert_allclose(empty.features[0, 0], empty.pooled[0])
+    np.testing.assert_allclose(empty.features[0, 0], empty.pooled[0], rtol=1e-5)
     assert jnp.abs(empty.pooled - encoded(["\x00"]).pooled).max() > 1e-2
     grad = jax.grad(lambda params: APPLY(params, jnp.asarray(encode([""], 24))).pooled[0, 0])(PARAMS)
     rows = jnp.abs(grad["bytes"]["embedding"]).max(1)
