@@ -16,6 +16,13 @@ from diffusion import build, devices, guidance, images, sampling
 from experiments.conditioning.measure import DDIM, PROMPTS, WAYS
 
 IMAGES = Path(__file__).resolve().parents[2] / "docs/images"
+OPTIONS = {
+    "scale 4": {"scale": 4.0},
+    "interval (-4, 2)": {"scale": 4.0, "interval": (-4.0, 2.0)},
+    "rescale 0.7": {"scale": 4.0, "rescale": 0.7},
+    "CFG++, 0.6": {"scale": 0.6, "plus_plus": True},
+}
+"""Ways to keep a strong guidance from overdoing it."""
 FIGURES = {"classes": WAYS[0], "classifier": WAYS[1], "text": WAYS[3], "clip": WAYS[4]}
 
 
@@ -54,13 +61,16 @@ def save(name, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", default="runs", help="the folder of the trained runs, named as their configs")
-    parser.add_argument("--only", nargs="*", default=[*FIGURES, "energy"])
+    parser.add_argument("--only", nargs="*", default=[*FIGURES, "options", "energy"])
     args = parser.parse_args()
     devices.one_per_core()
     root = Path(args.runs)
     for name, way in ((name, way) for name, way in FIGURES.items() if name in args.only):
         prompts = PROMPTS if way.prompts else None
         save(name, {f"{way.option} {scale:g}": draw(way.load(root, scale), prompts) for scale in way.scales})
+    if "options" in args.only:
+        models = {label: build.load(root / "cfg_digits", guidance=given) for label, given in OPTIONS.items()}
+        save("options", {label: draw(model) for label, model in models.items()})
     if "energy" not in args.only:
         return
     run = build.load(root / "digits", grid=DDIM["grid"], sampler=DDIM["sampler"] | {"threshold": "none"})
