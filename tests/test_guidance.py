@@ -193,7 +193,10 @@ def test_a_guided_denoiser_is_the_closed_form_at_every_level(guided):
     assert_consistent(got)
 
 
-@pytest.mark.parametrize("guided", ["classifier_free", "energy of x_0", "a chain"])
+@pytest.mark.parametrize(
+    "guided",
+    ["classifier_free", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("energy of x_0", "a chain"))],
+)
 @pytest.mark.parametrize("name", lookup.components(sampling, Sampler))
 def test_every_sampler_draws_from_every_kind_of_guided_denoiser(name, guided):
     """What guides a Gaussian here makes it another Gaussian, from whose denoiser the same samples come."""

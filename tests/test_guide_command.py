@@ -97,6 +97,7 @@ def test_a_guided_run_follows_the_gradient_of_its_guide(folders, name, asked):
     np.testing.assert_allclose(drawn["arr_0"], np.clip((images + 1) * 127.5, 0, 255), atol=0.51)
 
 
+@pytest.mark.slow
 def test_samples_of_other_guides_and_prompts_have_other_names(folders):
     shutil.copytree(folders / "clip", folders / "deep/clip")
     names = set()

@@ -204,6 +204,7 @@ def test_the_text_is_heard_through_the_level_and_through_the_pixels():
         assert jnp.abs(out - READING.apply(params, X, 10, cond=rows("a cow", "a hen"))).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter_of_the_text():
     grads = jax.grad(lambda params: jnp.square(READING.apply(params, X, 10, cond=rows("a cat", ""))).mean())(
         noisy_params(READING)
