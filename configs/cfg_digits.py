@@ -13,13 +13,15 @@ from ml_collections import ConfigDict
 from configs.ddpm_digits import DIGITS
 from diffusion.config import config
 
+GUIDED = {
+    "loss": {"cond_dropout": 0.1},
+    "guidance": {"scale": 1.5},
+    "sampler": {"name": "ddim"},
+    "grid": {"name": "strided", "num_steps": 50},
+}
+"""The recipe, whatever the network is told."""
+
 
 def get_config() -> ConfigDict:
     """The run."""
-    return config(
-        **DIGITS | {"network": {**DIGITS["network"], "class_conditional": True}},
-        loss={"cond_dropout": 0.1},
-        guidance={"scale": 1.5},
-        sampler={"name": "ddim"},
-        grid={"name": "strided", "num_steps": 50},
-    )
+    return config(**DIGITS | {"network": {**DIGITS["network"], "class_conditional": True}}, **GUIDED)

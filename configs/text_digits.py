@@ -12,6 +12,7 @@ experiments/conditioning/README.md). 8 min 15 s of CPU time on 2 cores.
 
 from ml_collections import ConfigDict
 
+from configs.cfg_digits import GUIDED
 from configs.ddpm_digits import DIGITS
 from diffusion.config import config
 
@@ -20,10 +21,5 @@ TEXT = {"text_conditional": True, "text_channels": 64, "text_blocks": 2, "text_h
 
 def get_config() -> ConfigDict:
     """The run."""
-    return config(
-        **DIGITS | {"data": {"name": "captioned_digits"}, "network": {**DIGITS["network"], **TEXT}},
-        loss={"cond_dropout": 0.1},
-        guidance={"scale": 1.5},
-        sampler={"name": "ddim"},
-        grid={"name": "strided", "num_steps": 50},
-    )
+    network = {**DIGITS["network"], **TEXT}
+    return config(**DIGITS | {"data": {"name": "captioned_digits"}, "network": network}, **GUIDED)

@@ -11,7 +11,7 @@ from diffusion.augment import LABEL_WIDTH
 from diffusion.guidance import Guidance, Transform
 from diffusion.networks.network import Inputs, Network
 from diffusion.parameterization import Parameterization
-from diffusion.types import AnyDenoiser, Array, Cond, Denoiser, NoiseLevel, Params, Prediction, SelfConditioned, expand
+from diffusion.types import AnyDenoiser, Array, Cond, Denoiser, NoiseLevel, Params, Prediction, SelfConditioned
 
 
 def network_denoiser(
@@ -56,8 +56,7 @@ def _plain(network: Network, inputs: Inputs, param: Parameterization, params: Pa
         told = cond
         if inputs.augment_label:  # what is generated is to look like an image that was left as it is
             told = {"augment_label": jnp.zeros((x_t.shape[0], LABEL_WIDTH)), **cond}
-        c_in = expand(param.coefs(level)[0], x_t)
-        return param.predict(network.apply(params, c_in * x_t, param.cond(level), cond=told), x_t, level)
+        return param.predict(param.ask(network.apply, params, x_t, level, cond=told), x_t, level)
 
     return denoise
 

@@ -64,9 +64,8 @@ SETTINGS = {
 def define() -> None:
     """Makes them flags of the program."""
     for flag in TABLE:
-        values = (None, flag.options["enum_values"]) if "enum_values" in flag.options else (None,)
-        rest = {k: v for k, v in flag.options.items() if k != "enum_values"}
-        flag.define(flag.name, *values, f"mode={' or '.join(flag.modes)}: {flag.help}", **rest)
+        text = f"mode={' or '.join(flag.modes)}: {flag.help}"
+        flag.define(flag.name, default=None, help=text, **flag.options)
 
 
 def given(mode: str) -> dict[str, Any]:

@@ -89,10 +89,8 @@ def denoising_loss(
     x_0 = batch["image"]
 
     def error(x_t: Any, eps: Any, level: NoiseLevel, cond: dict[str, Any]) -> dict[str, Any]:
-        c_in = expand(param.coefs(level)[0], x_t)
-
         def network(cond: Cond, dropout: str = "dropout") -> Any:
-            return apply(params, c_in * x_t, param.cond(level), cond=cond, key=stream(key, dropout))
+            return param.ask(apply, params, x_t, level, cond=cond, key=stream(key, dropout))
 
         if self_conditioning:
             nothing = {**cond, "x_0_hat": jnp.zeros_like(x_0)}
@@ -124,8 +122,7 @@ def guide_loss(
     """
 
     def error(x_t: Any, eps: Any, level: NoiseLevel, cond: dict[str, Any]) -> dict[str, Any]:
-        scaled = expand(param.coefs(level)[0], x_t) * x_t
-        output = apply(params, scaled, param.cond(level), cond=cond, key=stream(key, "dropout") if dropout else None)
+        output = param.ask(apply, params, x_t, level, cond=cond, key=stream(key, "dropout") if dropout else None)
         cost, right = objective.compare(output, cond)
         return {"loss": cost, "accuracy": right.astype(jnp.float32)}
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from diffusion.networks.network import Classifier, Matcher, Network
 from diffusion.parameterization import Parameterization
-from diffusion.types import Array, Cond, NoiseLevel, Params, expand
+from diffusion.types import Array, Cond, NoiseLevel, Params
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,6 @@ def log_likelihood(
     """(x_t, level) -> log p(cond | x_t), [batch]: what the trained guide says, without dropout."""
 
     def of(x_t: Array, level: NoiseLevel) -> Any:
-        scaled = expand(param.coefs(level)[0], x_t) * x_t
-        return objective.log_likelihood(apply(params, scaled, param.cond(level), cond=cond), cond)
+        return objective.log_likelihood(param.ask(apply, params, x_t, level, cond=cond), cond)
 
     return of

@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from diffusion import gaussian
 from diffusion.schedules import Schedule
-from diffusion.types import Array, NoiseLevel, Prediction, Step, expand, float32
+from diffusion.types import Array, Cond, NoiseLevel, Params, Prediction, Step, expand, float32
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class Parameterization:
     coefs: Callable[[NoiseLevel], tuple[Any, Any, Any]]
     target: Callable[[Any, Any, NoiseLevel], Any]
     cond: Callable[[NoiseLevel], Any] = lambda level: level.t
+
+    def ask(
+        self, apply: Callable[..., Any], params: Params, x_t: Array, level: NoiseLevel, *, cond: Cond, key: Any = None
+    ) -> Any:
+        """F(c_in x_t, cond): the network's output at x_t, told of the level; apply and key as in `Network.apply`."""
+        c_in = expand(self.coefs(level)[0], x_t)
+        return apply(params, c_in * x_t, self.cond(level), cond=cond, key=key)
 
     def predict(self, output: Float[Array, "*shape"], x_t: Float[Array, "*shape"], level: NoiseLevel) -> Prediction:
         """The Prediction (x_0, eps) that a network's output means at x_t; both of x_t's shape.

@@ -72,8 +72,7 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> 
     def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:
         batch = _augmented(batch, key, config)
         if inputs.dropped:
-            nulls = {name: null for name, null in inputs.nulls.items() if name in reads}
-            batch = losses.drop_cond(batch, key, config.loss.cond_dropout, nulls)
+            batch = losses.drop_cond(batch, key, config.loss.cond_dropout, inputs.nulls)
         return losses.denoising_loss(
             network.apply,
             params,

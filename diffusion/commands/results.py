@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 
 from diffusion import build, devices, images, keys, points, sampling
@@ -63,7 +62,7 @@ class Reading:
     def __init__(self, guide: build.Guide, folder: Path) -> None:
         self._guide, self._folder = guide, folder
         self.last_file = folder / "test.json"
-        self._split, self._dataset = _test_set(guide.config)
+        self._split, self._dataset = _test_set(guide)
         self._mesh = devices.data_mesh()
         everywhere = devices.replicated(self._mesh)
         self._measure = jax.jit(lambda *given: guide.test_loss(*given)[1], out_shardings=everywhere)
@@ -87,13 +86,18 @@ class Reading:
             say(f"it guides a run: python main.py --workdir=... --mode=sample --guide={self._folder}")
 
     def _row(self, state: TrainState) -> dict[str, float]:
-        config, process = self._guide.config, (jax.process_index(), jax.process_count())
-        options = {"batch_size": config.training.batch_size, "process_index": process[0], "process_count": process[1]}
-        batches = pipeline.batches(self._dataset, seed=config.seed, **options)
-        key, found = keys.stream(jax.random.key(config.seed), "test"), []
-        for i in range(-(-max(TEST_ROWS, len(self._dataset)) // config.training.batch_size)):
+        batch_size, seed = self._guide.config.training.batch_size, self._guide.config.seed
+        batches = pipeline.batches(
+            self._dataset,
+            batch_size=batch_size,
+            seed=seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        key, params, found = keys.stream(jax.random.key(seed), "test"), _averaged(state), []
+        for i in range(-(-max(TEST_ROWS, len(self._dataset)) // batch_size)):
             batch = devices.from_local_rows(batches[i], self._mesh)
-            found.append(jax.device_get(self._measure(_averaged(state), batch, keys.at_step(key, i))))
+            found.append(jax.device_get(self._measure(params, batch, keys.at_step(key, i))))
         return by_level(found)
 
 
@@ -117,13 +121,13 @@ def _places(folder: Path) -> str:
     return f"metrics: {folder / 'metrics.jsonl'}; checkpoints: {folder / 'checkpoints'}"
 
 
-def _test_set(config: ConfigDict) -> tuple[str, Dataset]:
+def _test_set(guide: build.Guide) -> tuple[str, Dataset]:
     """The test images, or the training ones where there are no others, and which they are."""
     try:
-        return "test", build.open_dataset(config, "test")
+        return "test", build.open_dataset(guide.config, "test")
     except ValueError as error:
         say(f"tested on the training images, as there are no others: {error}")
-        return "train", build.open_dataset(config, "train")
+        return "train", guide.dataset or build.open_dataset(guide.config, "train")
 
 
 def _draw_field(run: build.Run, drawn: Any, folder: Path) -> None:

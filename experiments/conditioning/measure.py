@@ -14,10 +14,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diffusion import build, devices, images, sampling
+from diffusion.data.captioned_digits import WORDS
 from diffusion.metrics.frechet import frechet_distance, statistics
 from experiments.digits_quality.measure import DigitClassifier, real
 
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPTS = [f"a handwritten {word}" for word in WORDS]
 DDIM = {"sampler": {"name": "ddim"}, "grid": {"name": "strided", "num_steps": 50}}
 CHAIN = {"sampler": {"name": "ancestral"}, "grid": {"name": "strided", "num_steps": 250}}
