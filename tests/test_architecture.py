@@ -8,7 +8,7 @@ import pytest
 RANKS = [
     {"types", "keys", "lookup", "devices", "workdir", "provenance", "flags"},
     {"paths", "augment"},
-    {"schedules", "gaussian", "networks", "data", "metrics"},
+    {"schedules", "gaussian", "decoder", "networks", "data", "metrics"},
     {"parameterization", "levels", "guidance", "points", "sde", "conditions"},
     {"weights", "images", "denoiser", "objectives"},
     {"losses", "sampling", "likelihood"},
