@@ -56,9 +56,9 @@ DEFAULTS: dict[str, Any] = {
         "log_snr_shift": placeholder(float),
         "zero_terminal_snr": placeholder(bool),
     },
-    "parameterization": {"name": "eps"},
+    "parameterization": {"name": "eps", "variance": placeholder(str)},
     "levels": {"name": "uniform"},
-    "loss": {"name": "denoising", "norm": "l2", "self_conditioning": False, "cond_dropout": 0.0},
+    "loss": {"name": "denoising", "norm": "l2", "self_conditioning": False, "cond_dropout": 0.0, "vlb_weight": 0.0},
     "weight": {"name": "constant"},
     "network": {"name": "unet"},
     "optimizer": {"name": "adam"},
@@ -88,6 +88,7 @@ DEFAULTS: dict[str, Any] = {
 BESIDES_OPTIONS = {
     "data": ("flip", "augment"),
     "schedule": ("log_snr_shift", "zero_terminal_snr"),
+    "parameterization": ("variance",),
     "sampler": ("threshold", "percentile"),
 }
 """Keys of a component's block that are not handed to the component."""

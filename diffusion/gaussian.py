@@ -35,7 +35,11 @@ sigma_to^2 I) and the likelihood above. Precisions add, and the result (eq. 6-7 
 **The model.** Generation runs backwards with the network's estimate of x_0 in place of the unknown one. The
 variance is a choice, and DDPM names two: the posterior's own, sigma_to^2 k ("small"), right if the data
 were a single point; and the forward kernel's, sigma_now^2 k = beta_t ("large"), right if the data were
-N(0, I). Real data lies between them.
+N(0, I). Real data lies between them, and a network can learn where ("learned"): as the place between both on a
+logarithmic scale (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15), or as Var[x_0 | x_t], from which the variance
+of any step follows by the law of total variance (Bao et al. 2022, arXiv:2201.06503, theorem 1),
+
+    Var[x_to | x_now] = sigma_to^2 k + (alpha_to k)^2 Var[x_0 | x_now].            (`reverse_log_variance`)
 
 **Training.** The variational bound is a sum of KL divergences between Gaussians of the same variance, so
 each is a squared distance of means, and each mean is linear in x_0: up to a weight that depends on the
@@ -48,7 +52,10 @@ from typing import Any
 
 from jaxtyping import Float
 
-from diffusion.types import Array, NoiseLevel, Step, expand, namespace
+from diffusion.types import Array, NoiseLevel, Prediction, Step, expand, namespace
+
+VARIANCES = ("small", "large", "learned")
+"""The variances that a step backwards may have."""
 
 
 def diffuse(x_0: Float[Array, "*shape"], eps: Float[Array, "*shape"], level: NoiseLevel) -> Float[Array, "*shape"]:
@@ -85,6 +92,44 @@ def posterior(
 def posterior_tilt(step: Step) -> Any:
     """How far the posterior's mean moves for each unit that is added to the score: alpha_to (1 - exp(-h)) tilt(now)."""
     return step.to.alpha * _kept(step.h) * tilt(step.now)
+
+
+def log_variances(step: Step) -> tuple[Any, Any]:
+    """(log var_small, log var_large) of the step backwards, each of step.h's shape; small is -inf at a clean `to`."""
+    np = namespace(step.h)
+    log_kept = np.log(_kept(step.h))
+    return 2 * np.log(step.to.sigma) + log_kept, 2 * np.log(step.now.sigma) + log_kept
+
+
+def reverse_log_variance(prediction: Prediction, step: Step, variance: str, log_small: Any = None) -> Any:
+    """The logarithm of the variance of p(x_to | x_now): [], [batch] or, where it is learned, of x_0's shape.
+
+    variance:  one of VARIANCES; "learned" is what the prediction says of it, ValueError where it says nothing.
+    log_small: in the place of the small log-variance, [] or [batch], for a step to clean data, where that is -inf; None
+               puts the large one there.
+    Learned as a place between both, the variance is relative to those of the grid's own steps; learned as
+    Var[x_0 | x_now] it follows on any grid.
+    """
+    np = namespace(step.h)
+    small, large = log_variances(step)
+    small = np.where(np.isneginf(small), large, small) if log_small is None else log_small
+    if variance != "learned":
+        return small if variance == "small" else large
+    if prediction.var_frac is not None:
+        return expand(small, prediction.var_frac) + prediction.var_frac * expand(large - small, prediction.var_frac)
+    if prediction.var_x_0 is None:
+        raise ValueError(
+            "variance='learned' needs a model that learns one: train with parameterization.variance=range (or direct), "
+            "or take variance='large'."
+        )
+    k, var_x_0 = _kept(step.h), prediction.var_x_0
+    of_x_t, of_x_0 = expand(step.to.sigma**2 * k, var_x_0), expand((step.to.alpha * k) ** 2, var_x_0)
+    return namespace(var_x_0).log(of_x_t + of_x_0 * var_x_0)
+
+
+def learned_or_large(prediction: Prediction) -> str:
+    """The variance that is meant where none is named: "learned" where the model learned one, else DDPM's "large"."""
+    return "large" if prediction.var_frac is None and prediction.var_x_0 is None else "learned"
 
 
 def _kept(h: Any) -> Any:

@@ -1,6 +1,8 @@
-"""The denoising loss: noise the batch, ask the network, weigh the error.
+"""The losses: noise the batch, ask the network, weigh the error.
 
-L = E_{x_0, t, eps} w(level) rho(F(c_in x_t, cond) - target)          (DDPM eq. 12-14 with rho = square)
+L_simple = E_{x_0, t, eps} w(level) rho(F(c_in x_t, cond) - target)    `denoising_loss` (DDPM eq. 12-14, rho = square)
+L_vlb    = E_{x_0, t, eps} T L_{t-1}                                   `variational_loss` (DDPM eq. 5, 13)
+L_hybrid = L_simple + weight L_vlb, which trains the variance alone    `denoising_loss` (Nichol & Dhariwal 2021, eq. 16)
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from diffusion.bound import ChainTerm
 from diffusion.gaussian import diffuse
 from diffusion.keys import stream
 from diffusion.levels import LevelSampler, adaptive
@@ -73,6 +76,8 @@ def denoising_loss(
     norm: str = "l2",
     self_conditioning: bool = False,
     memory: Any = None,
+    bound: ChainTerm | None = None,
+    bound_weight: float = 0.0,
 ) -> tuple[Float[Array, ""], Metrics]:
     """(loss, metrics): the mean over batch and pixels of the weighted error of the network's output.
 
@@ -83,24 +88,76 @@ def denoising_loss(
             x_0, clipped to the data's range, as an extra input; no gradient flows through it (Chen et al. 2022,
             arXiv:2208.04202).
     memory: of `AdaptiveLevels`, from the update before; None is an empty one. metrics["memory"] is the next.
+    bound, bound_weight:  where the variance is learned, bound_weight times the bound (`bound.of_chain`) is added, and
+            no gradient of it reaches the mean: L_hybrid, with 0.001 for bound_weight.
 
-    metrics:  "loss" and, by log-SNR bin, "bin_loss" and "bin_count" (sums, so that they add up over steps).
+    metrics:  "loss" and, by log-SNR bin, "bin_loss" and "bin_count" (sums, so that they add up over steps); "bin_vlb"
+            of the bound, in bits per dimension.
     """
     x_0 = batch["image"]
 
     def error(x_t: Any, eps: Any, level: NoiseLevel, cond: dict[str, Any]) -> dict[str, Any]:
-        def network(cond: Cond, dropout: str = "dropout") -> Any:
-            return param.ask(apply, params, x_t, level, cond=cond, key=stream(key, dropout))
-
-        if self_conditioning:
-            nothing = {**cond, "x_0_hat": jnp.zeros_like(x_0)}
-            first = param.predict(network(nothing, "dropout of the first"), x_t, level).x_0
-            coin = jax.random.bernoulli(stream(key, "coin"), 0.5, (x_0.shape[0],))
-            cond["x_0_hat"] = jax.lax.stop_gradient(jnp.clip(first, -1, 1)) * expand(coin, first)
-        difference = NORMS[norm](network(cond) - param.target(x_0, eps, level))
-        return {"loss": weight(level, param) * difference.reshape(difference.shape[0], -1).mean(1)}
+        output = _output(apply, params, param, x_t, level, cond, key, self_conditioning)
+        F, V = param.halves(output)
+        difference = NORMS[norm](F - param.target(x_0, eps, level))
+        loss = weight(level, param) * difference.reshape(difference.shape[0], -1).mean(1)
+        if bound is None:
+            return {"loss": loss}
+        held = jnp.concatenate([jax.lax.stop_gradient(F), V], axis=-1)
+        vlb = bound(param.predict(held, x_t, level), x_0, x_t, level)
+        return {"loss": loss + bound_weight * vlb, "vlb": vlb}
 
     return _over_levels(batch, key, error, levels, memory)
+
+
+def variational_loss(
+    apply: Apply,
+    params: Any,
+    batch: Mapping[str, Any],
+    key: PRNGKeyArray,
+    *,
+    levels: LevelSampler,
+    param: Parameterization,
+    bound: ChainTerm,
+    self_conditioning: bool = False,
+    memory: Any = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """(loss, metrics): L_vlb, the variational bound without L_T, in bits per dimension (DDPM eq. 5).
+
+    Each sample's own term of the bound at its level, times T; everything else is as in `denoising_loss`. The terms
+    differ by orders of magnitude: draw levels with `levels.loss_second_moment` (Nichol & Dhariwal 2021, eq. 18).
+    """
+    x_0 = batch["image"]
+
+    def error(x_t: Any, eps: Any, level: NoiseLevel, cond: dict[str, Any]) -> dict[str, Any]:
+        output = _output(apply, params, param, x_t, level, cond, key, self_conditioning)
+        return {"loss": bound(param.predict(output, x_t, level), x_0, x_t, level)}
+
+    return _over_levels(batch, key, error, levels, memory)
+
+
+def _output(
+    apply: Apply,
+    params: Any,
+    param: Parameterization,
+    x_t: Any,
+    level: NoiseLevel,
+    cond: dict[str, Any],
+    key: PRNGKeyArray,
+    self_conditioning: bool,
+) -> Any:
+    """The network's output in training; self-conditioned, half of the samples see its own first estimate."""
+
+    def network(cond: Cond, dropout: str = "dropout") -> Any:
+        return param.ask(apply, params, x_t, level, cond=cond, key=stream(key, dropout))
+
+    if not self_conditioning:
+        return network(cond)
+    nothing = {**cond, "x_0_hat": jnp.zeros_like(x_t)}
+    first = param.predict(network(nothing, "dropout of the first"), x_t, level).x_0
+    coin = jax.random.bernoulli(stream(key, "coin"), 0.5, (x_t.shape[0],))
+    estimate = jax.lax.stop_gradient(jnp.clip(first, -1, 1)) * expand(coin, first)
+    return network({**cond, "x_0_hat": estimate})
 
 
 def guide_loss(

@@ -25,6 +25,9 @@ from diffusion import gaussian
 from diffusion.schedules import Schedule
 from diffusion.types import Array, Cond, NoiseLevel, Params, Prediction, Step, expand, float32
 
+LEARNED = ("range", "direct")
+"""How a variance can be learned: as the place of a step's log-variance between DDPM's two, or as Var[x_0 | x_t]."""
+
 
 @dataclass(frozen=True)
 class Parameterization:
@@ -32,6 +35,7 @@ class Parameterization:
 
     coefs(level) -> (c_in, c_skip, c_out), each of the level's shape.
     target(x_0, eps, level) -> what F should be, of x_0's shape.
+    variance: what a second half of the output's channels says of the variance, one of LEARNED; None where it is fixed.
     cond(level) -> what the network is told of the level, of the level's shape; `build` puts the schedule's own
         way in its place (`Schedule.embed`).
     """
@@ -39,6 +43,7 @@ class Parameterization:
     coefs: Callable[[NoiseLevel], tuple[Any, Any, Any]]
     target: Callable[[Any, Any, NoiseLevel], Any]
     cond: Callable[[NoiseLevel], Any] = lambda level: level.t
+    variance: str | None = None
 
     def ask(
         self, apply: Callable[..., Any], params: Params, x_t: Array, level: NoiseLevel, *, cond: Cond, key: Any = None
@@ -47,17 +52,32 @@ class Parameterization:
         c_in = expand(self.coefs(level)[0], x_t)
         return apply(params, c_in * x_t, self.cond(level), cond=cond, key=key)
 
-    def predict(self, output: Float[Array, "*shape"], x_t: Float[Array, "*shape"], level: NoiseLevel) -> Prediction:
+    def halves(self, output: Any) -> tuple[Any, Any]:
+        """(F, what the rest of the channels says of the variance, of F's shape; None where it is not learned)."""
+        if self.variance is None:
+            return output, None
+        F, V = jnp.split(output, 2, axis=-1)
+        return F, V
+
+    def predict(self, output: Any, x_t: Float[Array, "*shape"], level: NoiseLevel) -> Prediction:
         """The Prediction (x_0, eps) that a network's output means at x_t; both of x_t's shape.
 
         eps = (x_t - alpha x_0) / sigma with x_0's coefficients put in by hand, so that a network which
         predicts eps gets its own eps back instead of a difference of large numbers.
+
+        Where the variance is learned, the output has twice x_t's channels. Its second half V is var_frac = (V + 1) / 2
+        with "range" (as in the code of Nichol & Dhariwal 2021; eq. 15 has v for it, which need not lie in [0, 1]), and
+        with "direct" var_x_0 = exp(V) sigma^2 / (alpha^2 + sigma^2), where V = 0 is right for data ~ N(0, I).
         """
+        F, V = self.halves(output)
         _, c_skip, c_out = self.coefs(level)
         eps_skip, eps_out = (1 - level.alpha * c_skip) / level.sigma, -level.alpha * c_out / level.sigma
+        prior = level.sigma**2 / (level.alpha**2 + level.sigma**2)
         return Prediction(
-            x_0=expand(c_skip, x_t) * x_t + expand(c_out, x_t) * output,
-            eps=expand(eps_skip, x_t) * x_t + expand(eps_out, x_t) * output,
+            x_0=expand(c_skip, x_t) * x_t + expand(c_out, x_t) * F,
+            eps=expand(eps_skip, x_t) * x_t + expand(eps_out, x_t) * F,
+            var_frac=(V + 1) / 2 if self.variance == "range" else None,
+            var_x_0=expand(prior, x_t) * jnp.exp(V) if self.variance == "direct" else None,
         )
 
 

@@ -60,15 +60,18 @@ class Prediction(NamedTuple):
     """What a denoiser says of x_t: estimates of the clean data and of the noise, consistent with each other.
 
     x_0, eps:  the shape of x_t, with x_t = alpha x_0 + sigma eps (but for CFG++, see `guidance.classifier_free`).
-    var_frac:  for learned variances, the place between the small (0) and the large (1) log-variance.
+    var_frac:  where the variance is learned as a range, the place of a step's log-variance between the small (0) and
+               the large (1) one, of the shape of x_t (`gaussian.reverse_log_variance`).
     push:      the gradient that guides, of the shape of x_t, where x_0 and eps have been moved by it
                (`guidance.energy`): what ancestral sampling shifts its mean by.
+    var_x_0:   where it is learned directly, the variance of x_0 given x_t, of the shape of x_t.
     """
 
     x_0: Any
     eps: Any
     var_frac: Any = None
     push: Any = None
+    var_x_0: Any = None
 
 
 Denoiser = Callable[[Any, NoiseLevel], Prediction]

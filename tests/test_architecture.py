@@ -10,7 +10,7 @@ RANKS = [
     {"paths", "augment"},
     {"schedules", "gaussian", "decoder", "networks", "data", "metrics"},
     {"parameterization", "levels", "guidance", "points", "sde", "conditions", "learned_schedules"},
-    {"weights", "images", "denoiser", "objectives", "continuous_bound"},
+    {"weights", "images", "denoiser", "objectives", "bound", "continuous_bound"},
     {"losses", "sampling", "likelihood"},
     {"training", "evaluate", "sweeps"},
     {"config"},

@@ -1,6 +1,7 @@
 """`build`: a config's parts put together, and `load`: a trained run from its folder."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffusion import augment, lookup, losses, objectives, workdir
+from diffusion import augment, bound, lookup, losses, objectives, workdir
 from diffusion.build import parts
 from diffusion.build.run import Facts, Guide, Run
 from diffusion.conditions import Conditions
@@ -25,6 +26,9 @@ from diffusion.training import checkpoint, ema
 from diffusion.types import AnyDenoiser, Cond, Params
 
 Loss = Callable[..., tuple[Any, dict[str, Any]]]
+
+DENOISING = ("denoising", "vlb")
+"""The losses of runs that draw samples; the others are those of guides."""
 
 
 def build(config: ConfigDict, facts: Facts | None = None) -> Run | Guide:
@@ -43,12 +47,12 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run | Guide:
         "optimizer": make("optimizer", config.optimizer),
     }
     param = parts.make_parameterization(config, schedule)
-    kinds = ("denoising", *lookup.components(objectives, Objective))
+    kinds = (*DENOISING, *lookup.components(objectives, Objective))
     if config.loss.name not in kinds:
         raise ValueError(
             f"loss.name is {config.loss.name!r}, which is not known. {lookup.suggest(config.loss.name, kinds)}"
         )
-    make_one = _run if config.loss.name == "denoising" else _guide
+    make_one = _run if config.loss.name in DENOISING else _guide
     return make_one(config, facts, param, **shared)
 
 
@@ -58,33 +62,25 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> 
     parts.check_says_x_0(config, param, schedule)
     losses.check_norm(config.loss.norm)
     losses.check_cond_dropout(config.loss.cond_dropout, bool(reads))
+    parts.check_bound(config, schedule)
     how = parts.guidance_options(config)
     weight = make("weight", config.weight, schedule=schedule)
     threshold = parts.make_threshold(config)
     sampler = make("sampler", config.sampler, schedule=schedule)
     parts.check_renoises(how.plus_plus, sampler)
+    parts.check_learned_variance(config)
     grids.prepare(schedule, make("grid", config.grid, schedule=schedule), sampler)
     dataset, facts = _data(config, facts)
     inputs = _inputs(config, facts)
     network = make("network", config.network, shape=facts.shape, inputs=inputs)
     guide = _guide_of(config, facts, schedule)
+    measure = _denoising(config, facts, param, weight, schedule)
 
     def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:
         batch = _augmented(batch, key, config)
         if inputs.dropped:
             batch = losses.drop_cond(batch, key, config.loss.cond_dropout, inputs.nulls)
-        return losses.denoising_loss(
-            network.apply,
-            params,
-            batch,
-            key,
-            levels=shared["levels"],
-            param=param,
-            weight=weight,
-            memory=memory,
-            norm=config.loss.norm,
-            self_conditioning=config.loss.self_conditioning,
-        )
+        return measure(network.apply, params, batch, key, levels=shared["levels"], memory=memory)
 
     denoiser = network_denoiser(network, inputs, param, threshold=threshold, how=how)
     conditions = _conditions(reads, facts, null=reads if inputs.dropped else ())
@@ -105,10 +101,23 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> 
     )
 
 
+def _denoising(config: ConfigDict, facts: Facts, param: Any, weight: Any, schedule: Schedule) -> Loss:
+    """loss(apply, params, batch, key, *, levels, memory): L_simple, L_hybrid or L_vlb, as the config says."""
+    options: dict[str, Any] = {"param": param, "self_conditioning": config.loss.self_conditioning}
+    if config.loss.name == "vlb" or config.loss.vlb_weight:
+        variance = "learned" if param.variance else "large"
+        options["bound"] = bound.of_chain(schedule, variance=variance, num_values=facts.num_values)
+    if config.loss.name == "vlb":
+        return functools.partial(losses.variational_loss, **options)
+    options |= {"weight": weight, "norm": config.loss.norm, "bound_weight": config.loss.vlb_weight}
+    return functools.partial(losses.denoising_loss, **options)
+
+
 def _guide(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> Guide:
     """The run that learns to read a class or a caption from x_t."""
     objective = lookup.make(objectives, Objective, {"name": config.loss.name}, block="loss")
     parts.check_unused(config, ("loss", "weight", "sampler", "grid", "guidance"))
+    parts.check_no_variance(config)
     dataset, facts = _data(config, facts)
     parts.augmented(config.data, facts.shape)
     inputs = Inputs(num_classes=len(facts.class_names), caption_length=facts.caption_length)
@@ -194,6 +203,7 @@ def _inputs(config: ConfigDict, facts: Facts) -> Inputs:
         self_conditioning=config.loss.self_conditioning,
         augment_label=parts.augmented(config.data, facts.shape),
         dropped=config.loss.cond_dropout > 0,
+        outputs=2 if config.parameterization.variance else 1,
     )
 
 

@@ -9,7 +9,7 @@ from diffusion import guidance, lookup, schedules
 from diffusion.config import config as default_config
 from diffusion.config import make, to_json
 from diffusion.data.dataset import Dataset
-from diffusion.parameterization import Parameterization
+from diffusion.parameterization import LEARNED, Parameterization
 from diffusion.sampling.sampler import Sampler
 from diffusion.schedules import Schedule
 
@@ -23,9 +23,49 @@ def make_schedule(block: ConfigDict) -> Schedule:
 
 
 def make_parameterization(config: ConfigDict, schedule: Schedule) -> Parameterization:
-    """The parameterization, which tells the network of a level in the schedule's way."""
+    """The parameterization, which tells the network of a level in the schedule's way, and may learn a variance."""
     param = make("parameterization", config.parameterization, schedule=schedule)
-    return dataclasses.replace(param, cond=schedule.embed)
+    variance = config.parameterization.variance
+    if variance not in (None, *LEARNED):
+        raise ValueError(
+            f"parameterization.variance is {variance!r}, which is not known. {lookup.suggest(variance, LEARNED)} Leave "
+            "it out for a fixed variance."
+        )
+    return dataclasses.replace(param, cond=schedule.embed, variance=variance)
+
+
+def check_bound(config: ConfigDict, schedule: Schedule) -> None:
+    """ValueError where the bound cannot be trained on, or where nothing trains what the network is to learn."""
+    loss, variance = config.loss, config.parameterization.variance
+    on_bound = loss.name == "vlb"
+    if loss.vlb_weight < 0 or (on_bound and loss.vlb_weight):
+        raise ValueError(
+            f"got loss.vlb_weight={loss.vlb_weight} with loss.name={loss.name}; expected a positive weight, such as "
+            "0.001, beside loss.name=denoising, or 0; loss.name=vlb is the bound alone."
+        )
+    if variance and not (on_bound or loss.vlb_weight):
+        raise ValueError(
+            f"got parameterization.variance={variance}, but nothing trains it: add loss.vlb_weight=0.001 (L_hybrid), "
+            "or write loss.name=vlb."
+        )
+    if loss.vlb_weight and not variance:
+        raise ValueError(
+            f"got loss.vlb_weight={loss.vlb_weight}, which trains a learned variance alone, and the variance is fixed: "
+            "add parameterization.variance=range, or write loss.name=vlb."
+        )
+    if not (on_bound or loss.vlb_weight):
+        return
+    if schedule.num_steps is None:
+        raise ValueError(
+            f"the bound over steps needs a discrete chain, but schedule.name={config.schedule.name} is continuous. Use "
+            "weight.name=vlb, the bound of infinitely many steps, or a chain such as cosine_alpha_bar."
+        )
+    if config.data.augment is not None:
+        raise ValueError("data.augment moves pixels off the values whose probability the bound is; leave it out.")
+    if on_bound and loss.norm != "l2":
+        raise ValueError(f"got loss.norm={loss.norm} with loss.name=vlb, which has no norm; leave it out.")
+    if on_bound:
+        check_unused(config, ("weight",))
 
 
 def check_says_x_0(config: ConfigDict, param: Parameterization, schedule: Schedule) -> None:
@@ -87,6 +127,24 @@ def check_renoises(plus_plus: bool, sampler: Sampler) -> None:
         )
 
 
+def check_no_variance(config: ConfigDict) -> None:
+    """ValueError for a variance in a training that has no use for one."""
+    if config.parameterization.variance:
+        raise ValueError(
+            f"got parameterization.variance={config.parameterization.variance} with loss.name={config.loss.name}, "
+            "which learns no variance; leave it out."
+        )
+
+
+def check_learned_variance(config: ConfigDict) -> None:
+    """ValueError for a sampler that is to use a learned variance where none is learned."""
+    if config.sampler.get("variance") == "learned" and not config.parameterization.variance:
+        raise ValueError(
+            "got sampler.variance=learned, but the model learns none: train with parameterization.variance=range and "
+            "loss.vlb_weight=0.001, or write sampler.variance=large."
+        )
+
+
 def check_augment(block: ConfigDict) -> None:
     """ValueError for an augmentation that is none, or goes together with another."""
     if block.augment is None:
@@ -138,7 +196,7 @@ def reads(block: ConfigDict) -> tuple[str, ...]:
 
 
 def check_unused(config: ConfigDict, blocks: tuple[str, ...]) -> None:
-    """ValueError for an option of these blocks that was set, though the training of a guide does not use it."""
+    """ValueError for an option of these blocks that was set, though a training of this loss does not use it."""
     ours, default = to_json(config), to_json(default_config())
     for block in blocks:
         for key, value in ours[block].items():

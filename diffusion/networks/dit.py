@@ -43,7 +43,7 @@ def dit(
     inputs:         facts of the data set and of the training, see `network.Inputs`. An estimate joins x as further
                     channels, labels and the augmentation's label join the level.
 
-    The output has the input's channels: no variance is learned, the paper's second half of the output is absent. The
+    The second half of the output, for the variance, is there only where one is learned (`Inputs.outputs`). The
     level's and the class's embeddings are `layers.LevelEmbedding`, whose initial scale is that of the other networks.
 
     ValueError for a shape that is no image or does not divide into patches, and for options out of range.
@@ -60,6 +60,7 @@ def dit(
         mlp_channels=int(mlp_ratio * channels),
         dropout=dropout,
         num_labels=inputs.num_labels(class_conditional),
+        outputs=inputs.outputs,
         dtype=jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16"))),
     )
     return from_linen(module, shape, example)
@@ -132,10 +133,11 @@ class DiT(nn.Module):
     dropout: float
     num_labels: int
     dtype: Dtype
+    outputs: int = 1
 
     @nn.compact
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
-        _, h, w, out_channels = x.shape
+        _, h, w, channels = x.shape
         x = with_estimate(x, cond)
         level = LevelEmbedding(LEVEL_WIDTH, self.channels, self.num_labels, self.dtype, name="level")
         emb = nn.swish(level(noise_cond, cond))
@@ -147,7 +149,7 @@ class DiT(nn.Module):
             x = block(x, emb, train)
         shift, scale = _modulation(2, self.channels, self.dtype, emb)
         x = _modulated_norm(x, shift, scale).astype(jnp.float32)
-        out = Dense(self.patch_size**2 * out_channels, jnp.float32, zero=True, name="out")(x)
+        out = Dense(self.patch_size**2 * self.outputs * channels, jnp.float32, zero=True, name="out")(x)
         return unpatchify(out, self.patch_size, h, w)
 
 

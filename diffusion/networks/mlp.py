@@ -27,7 +27,8 @@ def mlp(
         raise ValueError(f"got channels={channels}, num_blocks={num_blocks}; expected at least 2 and 1.")
     check_dropout(dropout)
     example = inputs.example(shape, class_conditional)
-    return from_linen(MLP(channels, num_blocks, dropout, inputs.num_labels(class_conditional)), shape, example)
+    module = MLP(channels, num_blocks, dropout, inputs.num_labels(class_conditional), inputs.outputs)
+    return from_linen(module, shape, example)
 
 
 class MLP(nn.Module):
@@ -37,6 +38,7 @@ class MLP(nn.Module):
     num_blocks: int
     dropout: float
     num_labels: int
+    outputs: int = 1
 
     @nn.compact
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
@@ -48,5 +50,6 @@ class MLP(nn.Module):
             h = Dense(self.channels, jnp.float32)(nn.swish(nn.LayerNorm()(x))) + Dense(self.channels, jnp.float32)(emb)
             h = nn.Dropout(self.dropout, deterministic=not train)(nn.swish(h))
             x += Dense(self.channels, jnp.float32, zero=True)(h)
+        shape = (*shape[:-1], self.outputs * shape[-1])
         out = Dense(math.prod(shape[1:]), jnp.float32, zero=True)(nn.swish(nn.LayerNorm()(x)))
         return out.reshape(shape)

@@ -17,7 +17,8 @@ class Network:
     """A network as two pure functions.
 
     init(key) -> params, float32.
-    apply(params, x, noise_cond, *, cond, key=None) -> output of x's shape, float32.
+    apply(params, x, noise_cond, *, cond, key=None) -> output of x's shape, float32; with twice its channels where a
+        variance is learned (`Inputs.outputs`).
         x [batch, ...]; noise_cond [] or [batch]: what the parameterization says of the level;
         cond: further inputs, one row a sample (`Inputs`), of which the network takes those that it was made for.
         key: randomness for dropout; None means none (evaluation).
@@ -48,6 +49,7 @@ class Inputs(NamedTuple):
     self_conditioning:  the network sees its own last estimate, cond["x_0_hat"], of x's shape.
     augment_label:      it is told how an image was moved, cond["augment_label"], float [batch, 9], see
                         `augment.geometric`.
+    outputs:            how many times x's channels the output has: 2 where its second half says a variance.
     dropped:            conditions are dropped in training: the label num_classes stands for "no class", as a caption
                         without a byte does for "no caption".
     """
@@ -57,6 +59,7 @@ class Inputs(NamedTuple):
     self_conditioning: bool = False
     augment_label: bool = False
     dropped: bool = False
+    outputs: int = 1
 
     @property
     def nulls(self) -> dict[str, int]:

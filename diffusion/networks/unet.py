@@ -100,6 +100,7 @@ def unet(
         fourier_scale=fourier_scale,
         progressive_input=progressive_input,
         num_labels=inputs.num_labels(class_conditional),
+        outputs=inputs.outputs,
         text_encoder=text_encoder(*widths, inputs.caption_length, style.dtype) if text_conditional else None,
     )
     return from_linen(module, shape, example)
@@ -223,10 +224,11 @@ class UNet(Encoder):
     """See `unet`."""
 
     attend_once: bool = False
+    outputs: int = 1
 
     @nn.compact
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
-        out_channels, dtype = x.shape[-1], self.style.dtype
+        out_channels, dtype = self.outputs * x.shape[-1], self.style.dtype
         x = with_estimate(x, cond)
         told = self.told(noise_cond, cond)
         x, skips = self.down(x, told, train)

@@ -1,0 +1,105 @@
+"""The variational bound of a chain, term by term (Ho et al. 2020, arXiv:2006.11239, eq. 5).
+
+A model that undoes a chain step by step, p(x_0) = int p(x_T) prod p(x_to | x_now), cannot say its log-likelihood, but
+bounds it from above:
+
+    -log p(x_0) <= KL(q(x_T | x_0) || p(x_T))                                     L_T        (`prior`)
+                   + sum over the steps of KL(q(x_to | x_now, x_0) || p(x_to | x_now))   L_t-1  (`term`)
+                   - log p(x_0 | x_1)                                             L_0        (`term`, the last step)
+
+in expectation over x_now ~ q. Every piece is Gaussian but the last, which is where images of a few hundred
+values meet a density: its Gaussian is integrated over the bin of each value (`decoder.py`), so that the bound is one
+of a probability, in bits that a compressor could reach.
+
+A step is a `Step`, so any grid is a chain: all steps of the training's, a respaced one, or a path cut into pieces.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from diffusion import decoder, gaussian
+from diffusion.schedules import Schedule
+from diffusion.types import NoiseLevel, Prediction, Step, expand, float32, namespace
+
+ChainTerm = Callable[[Prediction, Any, Any, NoiseLevel], Any]
+"""(prediction, x_0, x_t, level) -> an unbiased estimate of the bound from the level's own term, [batch]."""
+
+
+def term(
+    prediction: Prediction,
+    x_0: Float[Any, "*shape"],
+    x_t: Float[Any, "*shape"],
+    step: Step,
+    log_small: Any,
+    *,
+    variance: str,
+    num_values: int,
+) -> Float[Any, " batch"]:
+    """One step's term of the bound in nats per dimension, [batch], for x_t ~ q(x_now | x_0).
+
+    It is KL(q(x_to | x_t, x_0) || p(x_to | x_t)), or -log p(x_0 | x_t) where `to` is clean.
+
+    prediction: at x_t. step: fields [] or [batch]. variance: that of p, one of `gaussian.VARIANCES`.
+    log_small:  the step's own, of `log_small`. num_values: of the data set (`decoder.log_prob`).
+    """
+    apart = expand(step.to.alpha * -jnp.expm1(-step.h), x_0) * (x_0 - prediction.x_0)
+    log_var = gaussian.reverse_log_variance(prediction, step, variance, log_small)
+    log_var = jnp.broadcast_to(expand(log_var, x_0), x_0.shape)
+    kl = gaussian.kl(apart, jnp.broadcast_to(expand(log_small, x_0), x_0.shape), jnp.zeros_like(apart), log_var)
+    # the mean of p(x_0 | x_1) is x_0_hat: nothing of x_1 is left in it
+    surprise = -decoder.log_prob(x_0, prediction.x_0, log_var, num_values)
+    return _mean(jnp.where(expand(step.to.sigma > 0, x_0), kl, surprise))
+
+
+def prior(x_0: Float[Any, "*shape"], level: NoiseLevel) -> Float[Any, " batch"]:
+    """L_T, KL(q(x_T | x_0) || N(0, (alpha^2 + sigma^2) I)) in nats per dimension, [batch].
+
+    The Gaussian is the one that sampling starts from; of unit variance where the schedule preserves it.
+    """
+    alpha, sigma = level.alpha, level.sigma
+    np_ = namespace(alpha)
+    total = alpha**2 + sigma**2
+    log_ratio = -np_.log1p(alpha**2 / sigma**2)  # log(sigma^2 / total), exact where almost nothing of x_0 is left
+    variances = (np_.expm1(log_ratio) - log_ratio) / 2
+    return expand(alpha**2 / total, x_0[:, 0]) * _mean(x_0**2) / 2 + variances
+
+
+def log_small(steps: Step) -> Float[np.ndarray, " n"]:
+    """The small log-variance of each step of a grid, float64; that of the last one, to clean data, is the one before's.
+
+    It is -inf otherwise, since x_0 is known in the posterior; where the variance is learned as a range it is its lower
+    end (Nichol & Dhariwal 2021, arXiv:2102.09672, code). A grid of one step has the large one there.
+    """
+    with np.errstate(divide="ignore"):
+        small, large = gaussian.log_variances(steps)
+    clean = np.asarray(steps.to.sigma) == 0
+    before = np.append(large[:1], small[:-1])
+    return np.where(clean, before, small)
+
+
+def of_chain(schedule: Schedule, *, variance: str, num_values: int) -> ChainTerm:
+    """term(prediction, x_0, x_t, level) -> T L_{t-1}, bits per dimension, [batch], for the level t of the chain.
+
+    With t uniform on 1..T its expectation is the bound without L_T, which nothing trains. JAX only.
+    """
+    T = schedule.chain_length("the bound's sum over steps")
+    t = np.arange(T, 0, -1)
+    now, to = schedule.level(t), schedule.level(t - 1)
+    steps = Step(now, to, to.log_snr - now.log_snr)
+    columns = float32((steps, log_small(steps)))
+
+    def at(prediction: Prediction, x_0: Any, x_t: Any, level: NoiseLevel) -> Any:
+        step, small = jax.tree.map(lambda column: column[T - level.t], columns)
+        return T / np.log(2) * term(prediction, x_0, x_t, step, small, variance=variance, num_values=num_values)
+
+    return at
+
+
+def _mean(x: Any) -> Any:
+    """Over all axes but the first."""
+    return x.reshape(x.shape[0], -1).mean(1)

@@ -1,0 +1,149 @@
+"""The variational bound of a trained chain in bits per dimension: its full sum, and a cheap estimate of it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion import bound, gaussian
+from diffusion.keys import each_at_step, each_stream, normal
+from diffusion.types import AnyDenoiser, Denoiser, Prediction, SelfConditioned, Step, float32
+
+
+class Bound(NamedTuple):
+    """The bound of each sample, [batch], and its parts, in bits per dimension: total = L_T + sum(L_t) + L_0.
+
+    L_t [n - 1, batch]: each step's, noisiest first, without the last one's, L_0. mse [n, batch]: the mean squared error
+    of eps at each step's level, L_0's last.
+    """
+
+    total: Any
+    L_T: Any
+    L_t: Any
+    L_0: Any
+    mse: Any
+
+
+class Estimate(NamedTuple):
+    """An unbiased estimate of the bound of each sample, [batch], in bits per dimension: total = L_T + sum + L_0.
+
+    L_T and L_0 are as in the full sum; sum estimates the terms between from some of them.
+    """
+
+    total: Any
+    L_T: Any
+    sum: Any
+    L_0: Any
+
+
+def vlb_bpd(
+    denoise: AnyDenoiser,
+    x_0: Float[Array, "batch *shape"],
+    steps: Step,
+    keys: Key[Array, " batch"],
+    *,
+    num_values: int,
+    variance: str | None = None,
+) -> Bound:
+    """The variational bound on -log2 p(x_0) per dimension, every term from one draw of x_t (Ho et al. 2020, eq. 5).
+
+    The mean over a data set is what papers print as "NLL <=". One evaluation of the denoiser for each step.
+
+    x_0:        [batch, ...] in [-1, 1]. keys: one per sample id; a sample's noise depends on its own key alone.
+    steps:      any grid, as float64 or float32: `all_steps(schedule)` is the training chain, `strided(schedule, n)` the
+                respaced one of n steps.
+    num_values: of the data set (`Dataset.num_values`): its bins are what the bound is a probability of; 0 for
+                continuous data, where the "bits" are those of a density and may be negative.
+    variance:   of p, one of `gaussian.VARIANCES`; None is "learned" where the model learned one, else "large".
+
+    A self-conditioned denoiser is given no estimate: a chain whose steps depend on x_t alone.
+    ValueError for variance="learned" where the model learned none.
+    """
+    denoise, small, steps = _prepared(denoise, x_0, steps)
+
+    def one(_: None, numbered: tuple[Any, Step, Any]) -> tuple[None, tuple[Any, Any]]:
+        i, step, small = numbered
+        return None, _term(denoise, x_0, step, small, each_at_step(keys, i), num_values, variance)
+
+    _, (terms, mse) = jax.lax.scan(one, None, (jnp.arange(len(small)), steps, small))
+    L_T = _bits(bound.prior(x_0, _row(steps.now, 0)))
+    return Bound(L_T + terms.sum(0), L_T, terms[:-1], terms[-1], mse)
+
+
+def vlb_bpd_estimate(
+    denoise: AnyDenoiser,
+    x_0: Float[Array, "batch *shape"],
+    steps: Step,
+    keys: Key[Array, " batch"],
+    *,
+    num_values: int,
+    num_terms: int = 8,
+    variance: str | None = None,
+) -> Estimate:
+    """`vlb_bpd` from num_terms of its steps for each sample: unbiased, at num_terms + 1 evaluations.
+
+    The steps but the last are cut into num_terms stretches of equal length, and each sample draws one place in each.
+    The last one's term, L_0, is large, and is always there. The mean over a data set has the standard error that
+    `mean_and_error` gives; it counts the sampled steps' share too.
+    """
+    denoise, small, steps = _prepared(denoise, x_0, steps)
+    others = len(small) - 1
+    if not 1 <= num_terms <= max(others, 1):
+        raise ValueError(f"got num_terms={num_terms}, expected 1..{others}: the grid has {others + 1} steps.")
+    offset = jax.vmap(lambda key: jax.random.uniform(key, (num_terms,)))(each_stream(keys, "steps"))
+    places = jnp.minimum(jnp.floor((jnp.arange(num_terms)[:, None] + offset.T) * others / num_terms), others - 1)
+
+    def one(total: Any, numbered: tuple[Any, Int[Array, " batch"]]) -> tuple[Any, None]:
+        i, place = numbered
+        fresh = each_at_step(keys, i)
+        term, _ = _term(denoise, x_0, _row(steps, place), small[place], fresh, num_values, variance)
+        return total + others / num_terms * term, None
+
+    total = jnp.zeros(len(x_0))
+    if others:
+        total, _ = jax.lax.scan(one, total, (jnp.arange(num_terms), places.astype(int)))
+    last = each_stream(keys, "last")
+    L_0, _ = _term(denoise, x_0, _row(steps, others), small[others], last, num_values, variance)
+    L_T = _bits(bound.prior(x_0, _row(steps.now, 0)))
+    return Estimate(L_T + total + L_0, L_T, total, L_0)
+
+
+def mean_and_error(values: Any) -> tuple[float, float]:
+    """(mean, its standard error) over a data set's samples, [n] -> float64; the error of one sample is NaN."""
+    values = np.asarray(values, np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
+
+
+def memoryless(denoise: AnyDenoiser, x: Any) -> Denoiser:
+    """The denoiser of samples like x; a self-conditioned one is given no estimate, so that its steps are Markov."""
+    return denoise.bind(jnp.zeros_like(x)) if isinstance(denoise, SelfConditioned) else denoise
+
+
+def _prepared(denoise: AnyDenoiser, x_0: Any, steps: Step) -> tuple[Denoiser, Any, Step]:
+    """(denoiser, the steps' small log-variances, steps), the columns made in float64 where steps has it."""
+    if not np.asarray(steps.to.sigma)[-1] == 0:
+        raise ValueError("the grid does not end in clean data, so that it has no L_0: make it with sampling.strided.")
+    return memoryless(denoise, x_0), float32(bound.log_small(steps)), float32(steps)
+
+
+def _term(
+    denoise: Denoiser, x_0: Any, step: Step, small: Any, fresh: Any, num_values: int, variance: str | None
+) -> tuple[Any, Any]:
+    """(bits per dimension, squared error of eps) of one step for one draw of x_t, [batch] each."""
+    eps = normal(each_stream(fresh, "bound"), x_0.shape[1:])
+    x_t = gaussian.diffuse(x_0, eps, step.now)
+    prediction: Prediction = denoise(x_t, step.now)
+    which = variance or gaussian.learned_or_large(prediction)
+    nats = bound.term(prediction, x_0, x_t, step, small, variance=which, num_values=num_values)
+    return _bits(nats), ((prediction.eps - eps) ** 2).reshape(len(x_0), -1).mean(1)
+
+
+def _row(tree: Any, i: Any) -> Any:
+    return jax.tree.map(lambda column: column[i], tree)
+
+
+def _bits(nats: Any) -> Any:
+    return nats / np.log(2)
