@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import bound, gaussian
+from diffusion.data.scaling import to_unit_range
+from diffusion.sampling import grids
+from diffusion.schedules import cosine_alpha_bar, linear_beta_scaled
+from diffusion.types import Prediction, expand, float32
+from tests import laws
+from tests.golden import variational_bound
+
+SCHEDULES = {"linear": linear_beta_scaled(variational_bound.T), "cosine": cosine_alpha_bar(variational_bound.T)}
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(variational_bound.FILE) as file:
+        return dict(file)
+
+
+def golden_model(x_t, level):
+    """The toy model of tests/golden/variational_bound.py as a denoiser, told the old chain's time."""
+    share = expand(jnp.asarray(level.t, jnp.float32) / variational_bound.T, x_t)
+    eps = jnp.tanh(0.8 * x_t) * (0.5 + 0.5 * share)
+    return Prediction(gaussian.x_0_from_eps(x_t, eps, level), eps, 0.5 + 0.4 * jnp.sin(3 * x_t + share))
+
+
+@pytest.mark.parametrize("n", [256, 17])
+@pytest.mark.parametrize("chain", ["full", "respaced"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_term_is_that_of_an_independent_float64_computation(golden, schedule, chain, n):
+    name, times = f"{schedule}.{chain}.{n}", golden[f"times.{chain}"]
+    steps = grids.through(SCHEDULES[schedule], np.append(times, 0))
+    columns = float32((steps, bound.log_small(steps)))
+    x_0 = jnp.asarray(to_unit_range(golden[f"values.{n}"], n))
+    terms = {"large": [], "small": [], "learned": []}
+    for i, t in enumerate(times):
+        step, log_small = laws.rows_of(columns, i)
+        eps = jnp.asarray(golden[f"eps.{n}"][t - 1])
+        x_t = gaussian.diffuse(x_0, eps, step.now)
+        prediction = golden_model(x_t, step.now)
+        assert ((prediction.eps - eps) ** 2).mean((1, 2, 3)) == pytest.approx(golden[f"{name}.mse"][i], rel=1e-5)
+        for variance, rows in terms.items():
+            nats = bound.term(prediction, x_0, x_t, step, log_small, variance=variance, num_values=n)
+            rows.append(np.asarray(nats, np.float64) / np.log(2))
+    prior = np.asarray(bound.prior(x_0, float32(SCHEDULES[schedule].level(times[0]))), np.float64) / np.log(2)
+    np.testing.assert_allclose(prior, golden[f"{schedule}.{n}.prior"], rtol=2e-6)
+    for variance, rows in terms.items():
+        np.testing.assert_allclose(rows, golden[f"{name}.{variance}"], rtol=4e-6, err_msg=variance)
+        np.testing.assert_allclose(prior + sum(rows), golden[f"{name}.{variance}.total"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_rows_of_steps_are_the_same_terms(golden, schedule):
+    """Fields [batch]: each image at a step of its own, the last one at the decoder's."""
+    times = golden["times.full"]
+    steps = grids.all_steps(SCHEDULES[schedule])
+    rows = np.array([0, 20, variational_bound.T - 1])
+    step, log_small = float32(laws.rows_of((steps, bound.log_small(steps)), rows))
+    x_0 = jnp.asarray(to_unit_range(golden["values.256"], 256))
+    x_t = gaussian.diffuse(x_0, jnp.asarray(golden["eps.256"][times[rows] - 1, np.arange(3)]), step.now)
+    prediction = golden_model(x_t, step.now)
+    for variance in ("large", "small", "learned"):
+        term = jax.jit(lambda *a, v=variance: bound.term(*a, variance=v, num_values=256))
+        expected = golden[f"{schedule}.full.256.{variance}"][rows, np.arange(3)]
+        got = term(prediction, x_0, x_t, step, log_small) / np.log(2)
+        np.testing.assert_allclose(got, expected, rtol=4e-6, err_msg=variance)
