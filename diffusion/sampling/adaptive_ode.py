@@ -1,20 +1,15 @@
 """The probability-flow ODE with an adaptive solver, which chooses its levels while it runs."""
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from diffusion import sde
+from diffusion import ode, sde
 from diffusion.paths import Schedule
 from diffusion.sampling.sampler import Sampler, stateless
-from diffusion.types import Denoiser, Step, expand
-
-SOLVERS = {"bosh3": "Bosh3", "dopri5": "Dopri5", "dopri8": "Dopri8", "tsit5": "Tsit5"}
-"""Explicit Runge-Kutta methods with an error estimate: their names here and in diffrax."""
+from diffusion.types import Denoiser, Step
 
 
 @functools.cache
@@ -44,102 +39,29 @@ def adaptive_ode(
     ValueError for a chain, a wrong option and where diffrax is missing; from `prepare` for a grid of another schedule
     or one whose last step begins in noise.
     """
-    _check_options(schedule, rtol, atol, solver, max_steps)
-    diffrax = _diffrax()
-    method = getattr(diffrax, SOLVERS[solver])()
-    controller = diffrax.ClipStepSizeController(diffrax.PIDController(rtol, atol), step_ts=-_stations(schedule))
+    run = ode.adaptive("adaptive_ode", schedule, rtol=rtol, atol=atol, solver=solver, max_steps=max_steps)
+    stops = _stops(schedule)
 
     def solve(denoise: Denoiser, x: Any, step: Step) -> Any:
-        velocity = _by_row(sde.probability_flow(schedule, denoise), x, step.now.t)
-        rising = diffrax.ODETerm(lambda s, row, i: -velocity(-s, row, i))  # s = -t, as diffrax picks first steps
-
-        def one(row: Any, i: Any) -> Any:
-            solution = diffrax.diffeqsolve(
-                rising,
-                method,
-                -step.now.t,
-                -step.to.t,
-                None,
-                row,
-                args=i,
-                stepsize_controller=controller,
-                adjoint=diffrax.ForwardMode(),
-                max_steps=max_steps,
-                throw=False,
-            )
-            return solution.ys[-1], solution.result == diffrax.RESULTS.successful
-
-        return _nan_where_unfinished(*jax.vmap(one)(x, jnp.arange(len(x))))
+        velocity = sde.probability_flow(schedule, denoise)
+        return run(lambda x, s: -velocity(x, -s), x, -step.now.t, -step.to.t, stops)[0]  # s = -t rises
 
     def move(denoise: Denoiser, x: Any, state: None, step: Step, keys: Any) -> tuple[Any, None]:
         x_0 = denoise(x, step.now).x_0  # outside the branches, to be remembered
         return jax.lax.cond(step.to.sigma > 0, lambda: solve(denoise, x, step), lambda: step.to.alpha * x_0), None
 
-    return Sampler(stateless, move, method.order(None), nfe=None, check=functools.partial(_check_grid, schedule))
+    return Sampler(stateless, move, ode.SOLVERS[solver][1], nfe=None, check=functools.partial(_check_grid, schedule))
 
 
-def _stations(schedule: Schedule) -> np.ndarray:
-    """The times, float32, at which every solution stops: all 2 in log-SNR, as far as float32 and the path reach."""
-    times = schedule.time_at(np.arange(-20.0, 21.0, 2.0))
-    return np.unique(np.float32(times[(times > 0) & (times < schedule.end)]))
-
-
-def _by_row(flow: Callable[[Any, Any], Any], x: Any, t: Any) -> Callable[[Any, Any, Any], Any]:
-    """(t, x[i], i) -> row i of flow(x [batch, ...], t [batch]): under `vmap` over all rows one call of flow.
-
-    What flow closes over (parameters, labels) becomes arguments, since a batching rule may not close over the values
-    of an outer computation.
-    """
-    n = len(x)
-    traced = jax.make_jaxpr(flow)(x, jnp.broadcast_to(t, n))
-
-    def whole(x: Any, t: Any, closed_over: Any) -> Any:
-        return jax.core.eval_jaxpr(traced.jaxpr, closed_over, x, jnp.broadcast_to(t, n))[0]
-
-    @jax.custom_batching.custom_vmap
-    def one(t: Any, row: Any, i: Any, closed_over: Any) -> Any:
-        return whole(jnp.broadcast_to(row, (n, *row.shape)), t, closed_over)[i]
-
-    @one.def_vmap
-    def all_at_once(size: int, batched: Any, t: Any, rows: Any, i: Any, closed_over: Any) -> tuple[Any, bool]:
-        return whole(rows if batched[1] else jnp.broadcast_to(rows, (n, *rows.shape)), t, closed_over), True
-
-    return lambda t, row, i: one(t, row, i, traced.consts)
-
-
-def _nan_where_unfinished(x: Any, finished: Any) -> Any:
-    failed = (~finished).sum()
-    text = "adaptive_ode: {} of {} samples did not arrive in max_steps and are NaN; raise max_steps, rtol or atol."
-    jax.lax.cond(failed > 0, lambda: jax.debug.print(text, failed, len(x)), lambda: None)
-    return jnp.where(expand(finished, x), x, jnp.nan)
-
-
-def _diffrax() -> Any:
-    try:
-        import diffrax
-    except ImportError as error:
-        raise ValueError("adaptive_ode needs diffrax: pip install diffrax") from error
-    return diffrax
-
-
-def _check_options(schedule: Schedule, rtol: float, atol: float, solver: str, max_steps: int) -> None:
-    if schedule.num_steps is not None:
-        raise ValueError(
-            f"adaptive_ode follows a continuous path, but the schedule is a chain of {schedule.num_steps} steps. "
-            "Use schedule.name=vp_linear, sub_vp_linear, ve_geometric, edm or flow."
-        )
-    if not (rtol > 0 and atol > 0 and max_steps >= 1):
-        raise ValueError(f"got rtol={rtol}, atol={atol}, max_steps={max_steps}; expected positive numbers.")
-    if solver not in SOLVERS:
-        raise ValueError(f"got solver={solver!r}, expected one of {', '.join(SOLVERS)}.")
+def _stops(schedule: Schedule) -> np.ndarray:
+    """The times -t, float32, at which every solution stops, as far as float32 and the path reach."""
+    times = schedule.time_at(ode.stops_in_log_snr())
+    return np.unique(np.float32(-times[(times > 0) & (times < schedule.end)]))
 
 
 def _check_grid(schedule: Schedule, steps: Step) -> None:
+    ode.check_levels("adaptive_ode", schedule, steps)
     log_snr = np.asarray(steps.now.log_snr)
-    with np.errstate(divide="ignore"):
-        ours = np.asarray(schedule.level(np.asarray(steps.now.t)).log_snr)
-    if not np.allclose(ours, log_snr, rtol=1e-3, atol=1e-3):
-        raise ValueError("adaptive_ode was made for another schedule than this grid: make both from the same one.")
     if not log_snr[-1] > 0:
         raise ValueError(
             f"adaptive_ode got a grid of {len(log_snr)} steps whose last one, a single denoising, begins at log_snr = "
