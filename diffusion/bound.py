@@ -3,9 +3,9 @@
 A model that undoes a chain step by step, p(x_0) = int p(x_T) prod p(x_to | x_now), cannot say its log-likelihood, but
 bounds it from above:
 
-    -log p(x_0) <= KL(q(x_T | x_0) || p(x_T))                                     L_T        (`prior`)
-                   + sum over the steps of KL(q(x_to | x_now, x_0) || p(x_to | x_now))   L_t-1  (`term`)
-                   - log p(x_0 | x_1)                                             L_0        (`term`, the last step)
+    -log p(x_0) <= KL(q(x_T | x_0) || p(x_T))                                           L_T    (`prior`)
+                   + sum over the steps of KL(q(x_to | x_now, x_0) || p(x_to | x_now))  L_t-1  (`divergence`)
+                   - log p(x_0 | x_1)                                                   L_0    (`surprise`)
 
 in expectation over x_now ~ q. Every piece is Gaussian but the last, which is where images of a few hundred
 values meet a density: its Gaussian is integrated over the bin of each value (`decoder.py`), so that the bound is one
@@ -26,34 +26,50 @@ from diffusion import decoder, gaussian
 from diffusion.schedules import Schedule
 from diffusion.types import NoiseLevel, Prediction, Step, expand, float32, namespace
 
-ChainTerm = Callable[[Prediction, Any, Any, NoiseLevel], Any]
-"""(prediction, x_0, x_t, level) -> an unbiased estimate of the bound from the level's own term, [batch]."""
+ChainTerm = Callable[[Prediction, Any, NoiseLevel], Any]
+"""(prediction, x_0, level) -> an unbiased estimate of the bound from the level's own term, [batch]."""
+
+
+def divergence(
+    prediction: Prediction, x_0: Float[Any, "*shape"], step: Step, log_small: Any, *, variance: str
+) -> Float[Any, " batch"]:
+    """KL(q(x_to | x_t, x_0) || p(x_to | x_t)) in nats per dimension, [batch], of a step whose `to` is noisy (L_t-1).
+
+    prediction: at an x_t ~ q(x_now | x_0). step: fields [] or [batch]. variance: that of p, of `gaussian.VARIANCES`.
+    log_small:  the step's own small log-variance, of `log_small`.
+    """
+    # both means have the same share of x_t
+    apart = expand(step.to.alpha * -jnp.expm1(-step.h), x_0) * (x_0 - prediction.x_0)
+    log_var = _log_variance(prediction, x_0, step, log_small, variance)
+    small = jnp.broadcast_to(expand(log_small, x_0), x_0.shape)
+    return _mean(gaussian.kl(apart, small, jnp.zeros_like(apart), log_var))
+
+
+def surprise(
+    prediction: Prediction, x_0: Float[Any, "*shape"], step: Step, log_small: Any, *, variance: str, num_values: int
+) -> Float[Any, " batch"]:
+    """-log p(x_0 | x_t) in nats per dimension, [batch], of the step to clean data (L_0), whose mean is x_0_hat.
+
+    num_values: of the data set (`decoder.log_prob`). A fixed variance, "small" or "large", is the same here, log_small:
+    DDPM's code takes the second step's small one for both, "to get a better decoder log likelihood".
+    """
+    fixed = "small" if variance == "large" else variance
+    log_var = _log_variance(prediction, x_0, step, log_small, fixed)
+    return -_mean(decoder.log_prob(x_0, prediction.x_0, log_var, num_values))
 
 
 def term(
-    prediction: Prediction,
-    x_0: Float[Any, "*shape"],
-    x_t: Float[Any, "*shape"],
-    step: Step,
-    log_small: Any,
-    *,
-    variance: str,
-    num_values: int,
+    prediction: Prediction, x_0: Float[Any, "*shape"], step: Step, log_small: Any, *, variance: str, num_values: int
 ) -> Float[Any, " batch"]:
-    """One step's term of the bound in nats per dimension, [batch], for x_t ~ q(x_now | x_0).
+    """The bound's term for any step, [batch]: `surprise` where `to` is clean, else `divergence`."""
+    noisy = divergence(prediction, x_0, step, log_small, variance=variance)
+    clean = surprise(prediction, x_0, step, log_small, variance=variance, num_values=num_values)
+    return jnp.where(step.to.sigma > 0, noisy, clean)
 
-    It is KL(q(x_to | x_t, x_0) || p(x_to | x_t)), or -log p(x_0 | x_t) where `to` is clean.
 
-    prediction: at x_t. step: fields [] or [batch]. variance: that of p, one of `gaussian.VARIANCES`.
-    log_small:  the step's own, of `log_small`. num_values: of the data set (`decoder.log_prob`).
-    """
-    apart = expand(step.to.alpha * -jnp.expm1(-step.h), x_0) * (x_0 - prediction.x_0)
+def _log_variance(prediction: Prediction, x_0: Any, step: Step, log_small: Any, variance: str) -> Any:
     log_var = gaussian.reverse_log_variance(prediction, step, variance, log_small)
-    log_var = jnp.broadcast_to(expand(log_var, x_0), x_0.shape)
-    kl = gaussian.kl(apart, jnp.broadcast_to(expand(log_small, x_0), x_0.shape), jnp.zeros_like(apart), log_var)
-    # the mean of p(x_0 | x_1) is x_0_hat: nothing of x_1 is left in it
-    surprise = -decoder.log_prob(x_0, prediction.x_0, log_var, num_values)
-    return _mean(jnp.where(expand(step.to.sigma > 0, x_0), kl, surprise))
+    return jnp.broadcast_to(expand(log_var, x_0), x_0.shape)
 
 
 def prior(x_0: Float[Any, "*shape"], level: NoiseLevel) -> Float[Any, " batch"]:
@@ -83,7 +99,7 @@ def log_small(steps: Step) -> Float[np.ndarray, " n"]:
 
 
 def of_chain(schedule: Schedule, *, variance: str, num_values: int) -> ChainTerm:
-    """term(prediction, x_0, x_t, level) -> T L_{t-1}, bits per dimension, [batch], for the level t of the chain.
+    """term(prediction, x_0, level) -> T L_{t-1}, bits per dimension, [batch], for the level t of the chain.
 
     With t uniform on 1..T its expectation is the bound without L_T, which nothing trains. JAX only.
     """
@@ -93,9 +109,9 @@ def of_chain(schedule: Schedule, *, variance: str, num_values: int) -> ChainTerm
     steps = Step(now, to, to.log_snr - now.log_snr)
     columns = float32((steps, log_small(steps)))
 
-    def at(prediction: Prediction, x_0: Any, x_t: Any, level: NoiseLevel) -> Any:
+    def at(prediction: Prediction, x_0: Any, level: NoiseLevel) -> Any:
         step, small = jax.tree.map(lambda column: column[T - level.t], columns)
-        return T / np.log(2) * term(prediction, x_0, x_t, step, small, variance=variance, num_values=num_values)
+        return T / np.log(2) * term(prediction, x_0, step, small, variance=variance, num_values=num_values)
 
     return at
 

@@ -104,7 +104,7 @@ def denoising_loss(
         if bound is None:
             return {"loss": loss}
         held = jnp.concatenate([jax.lax.stop_gradient(F), V], axis=-1)
-        vlb = bound(param.predict(held, x_t, level), x_0, x_t, level)
+        vlb = bound(param.predict(held, x_t, level), x_0, level)
         return {"loss": loss + bound_weight * vlb, "vlb": vlb}
 
     return _over_levels(batch, key, error, levels, memory)
@@ -131,7 +131,7 @@ def variational_loss(
 
     def error(x_t: Any, eps: Any, level: NoiseLevel, cond: dict[str, Any]) -> dict[str, Any]:
         output = _output(apply, params, param, x_t, level, cond, key, self_conditioning)
-        return {"loss": bound(param.predict(output, x_t, level), x_0, x_t, level)}
+        return {"loss": bound(param.predict(output, x_t, level), x_0, level)}
 
     return _over_levels(batch, key, error, levels, memory)
 

@@ -1,10 +1,10 @@
 """What a model knows, in bits: bounds of -log2 p(x_0) and its exact value, per dimension.
 
-    from diffusion import build, likelihood, sampling
-    run = build.load("runs/iddpm_digits", sampler={"threshold": "clip"})
-    steps = sampling.all_steps(run.schedule)
-    found = likelihood.vlb_bpd(run.denoiser(run.params, {}), images, steps, keys, num_values=run.facts.num_values)
-    print(likelihood.mean_and_error(found.total))
+from diffusion import build, likelihood, sampling
+run = build.load("runs/iddpm_digits", sampler={"threshold": "clip"})
+steps = sampling.all_steps(run.schedule)
+found = likelihood.vlb_bpd(run.denoiser(run.params, {}), images, steps, keys, num_values=run.facts.num_values)
+print(likelihood.mean_and_error(found.total))
 """
 
 from diffusion.likelihood.continuous import ContinuousBound, continuous_vlb_bpd

@@ -61,15 +61,16 @@ def vlb_bpd(
     A self-conditioned denoiser is given no estimate: a chain whose steps depend on x_t alone.
     ValueError for variance="learned" where the model learned none.
     """
-    denoise, small, steps = _prepared(denoise, x_0, steps)
+    chain = _Chain(denoise, x_0, steps, num_values, variance)
+    last = chain.length - 1
 
-    def one(_: None, numbered: tuple[Any, Step, Any]) -> tuple[None, tuple[Any, Any]]:
-        i, step, small = numbered
-        return None, _term(denoise, x_0, step, small, each_at_step(keys, i), num_values, variance)
+    def one(_: None, i: Any) -> tuple[None, tuple[Any, Any]]:
+        return None, chain.divergence(i, each_at_step(keys, i))
 
-    _, (terms, mse) = jax.lax.scan(one, None, (jnp.arange(len(small)), steps, small))
-    L_T = _bits(bound.prior(x_0, _row(steps.now, 0)))
-    return Bound(L_T + terms.sum(0), L_T, terms[:-1], terms[-1], mse)
+    _, (L_t, mse) = jax.lax.scan(one, None, jnp.arange(last))
+    L_0, mse_0 = chain.surprise(each_at_step(keys, last))
+    L_T = chain.prior()
+    return Bound(L_T + L_t.sum(0) + L_0, L_T, L_t, L_0, jnp.concatenate([mse, mse_0[None]]))
 
 
 def vlb_bpd_estimate(
@@ -88,8 +89,8 @@ def vlb_bpd_estimate(
     The last one's term, L_0, is large, and is always there. The mean over a data set has the standard error that
     `mean_and_error` gives; it counts the sampled steps' share too.
     """
-    denoise, small, steps = _prepared(denoise, x_0, steps)
-    others = len(small) - 1
+    chain = _Chain(denoise, x_0, steps, num_values, variance)
+    others = chain.length - 1
     if not 1 <= num_terms <= max(others, 1):
         raise ValueError(f"got num_terms={num_terms}, expected 1..{others}: the grid has {others + 1} steps.")
     offset = jax.vmap(lambda key: jax.random.uniform(key, (num_terms,)))(each_stream(keys, "steps"))
@@ -97,16 +98,12 @@ def vlb_bpd_estimate(
 
     def one(total: Any, numbered: tuple[Any, Int[Array, " batch"]]) -> tuple[Any, None]:
         i, place = numbered
-        fresh = each_at_step(keys, i)
-        term, _ = _term(denoise, x_0, _row(steps, place), small[place], fresh, num_values, variance)
-        return total + others / num_terms * term, None
+        return total + others / num_terms * chain.divergence(place, each_at_step(keys, i))[0], None
 
     total = jnp.zeros(len(x_0))
     if others:
         total, _ = jax.lax.scan(one, total, (jnp.arange(num_terms), places.astype(int)))
-    last = each_stream(keys, "last")
-    L_0, _ = _term(denoise, x_0, _row(steps, others), small[others], last, num_values, variance)
-    L_T = _bits(bound.prior(x_0, _row(steps.now, 0)))
+    L_T, (L_0, _) = chain.prior(), chain.surprise(each_stream(keys, "last"))
     return Estimate(L_T + total + L_0, L_T, total, L_0)
 
 
@@ -122,23 +119,42 @@ def memoryless(denoise: AnyDenoiser, x: Any) -> Denoiser:
     return denoise.bind(jnp.zeros_like(x)) if isinstance(denoise, SelfConditioned) else denoise
 
 
-def _prepared(denoise: AnyDenoiser, x_0: Any, steps: Step) -> tuple[Denoiser, Any, Step]:
-    """(denoiser, the steps' small log-variances, steps), the columns made in float64 where steps has it."""
-    if not np.asarray(steps.to.sigma)[-1] == 0:
-        raise ValueError("the grid does not end in clean data, so that it has no L_0: make it with sampling.strided.")
-    return memoryless(denoise, x_0), float32(bound.log_small(steps)), float32(steps)
+class _Chain:
+    """One grid's terms for one batch, in bits per dimension: each of a fresh draw of x_t, by fresh keys [batch]."""
 
+    def __init__(self, denoise: AnyDenoiser, x_0: Any, steps: Step, num_values: int, variance: str | None) -> None:
+        if not np.asarray(steps.to.sigma)[-1] == 0:
+            raise ValueError(
+                "the grid does not end in clean data, so that it has no L_0: make it with sampling.strided."
+            )
+        self._columns = float32((steps, bound.log_small(steps)))
+        self.length = len(steps.h)
+        self._denoise, self._x_0 = memoryless(denoise, x_0), x_0
+        self._num_values, self._variance = num_values, variance
 
-def _term(
-    denoise: Denoiser, x_0: Any, step: Step, small: Any, fresh: Any, num_values: int, variance: str | None
-) -> tuple[Any, Any]:
-    """(bits per dimension, squared error of eps) of one step for one draw of x_t, [batch] each."""
-    eps = normal(each_stream(fresh, "bound"), x_0.shape[1:])
-    x_t = gaussian.diffuse(x_0, eps, step.now)
-    prediction: Prediction = denoise(x_t, step.now)
-    which = variance or gaussian.learned_or_large(prediction)
-    nats = bound.term(prediction, x_0, x_t, step, small, variance=which, num_values=num_values)
-    return _bits(nats), ((prediction.eps - eps) ** 2).reshape(len(x_0), -1).mean(1)
+    def prior(self) -> Any:
+        """L_T, [batch]."""
+        return _bits(bound.prior(self._x_0, _row(self._columns, 0)[0].now))
+
+    def divergence(self, i: Any, fresh: Any) -> tuple[Any, Any]:
+        """(the term of step i, which is not the last, the squared error of eps there), [batch] each; i [] or [batch]."""
+        prediction, mse, step, small = self._at(i, fresh)
+        which = self._variance or gaussian.learned_or_large(prediction)
+        return _bits(bound.divergence(prediction, self._x_0, step, small, variance=which)), mse
+
+    def surprise(self, fresh: Any) -> tuple[Any, Any]:
+        """The same of the last step, L_0."""
+        prediction, mse, step, small = self._at(self.length - 1, fresh)
+        which = self._variance or gaussian.learned_or_large(prediction)
+        options = {"variance": which, "num_values": self._num_values}
+        return _bits(bound.surprise(prediction, self._x_0, step, small, **options)), mse
+
+    def _at(self, i: Any, fresh: Any) -> tuple[Prediction, Any, Step, Any]:
+        step, small = _row(self._columns, i)
+        eps = normal(each_stream(fresh, "bound"), self._x_0.shape[1:])
+        prediction = self._denoise(gaussian.diffuse(self._x_0, eps, step.now), step.now)
+        mse = ((prediction.eps - eps) ** 2).reshape(len(eps), -1).mean(1)
+        return prediction, mse, step, small
 
 
 def _row(tree: Any, i: Any) -> Any:

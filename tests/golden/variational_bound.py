@@ -6,7 +6,7 @@ It uses numpy and math.erfc alone, and the papers' own formulas: alpha_bar as a 
 Ho et al. 2020, arXiv:2006.11239, eq. 4), the posterior of eq. 6-7, the model's mean from eps of eq. 11, the
 discretized Gaussian of eq. 13, and the learned range of variances (iDDPM, Nichol & Dhariwal 2021, arXiv:2102.09672,
 eq. 15). The small log-variance of the first step, which would be -inf, is the second step's, as in iDDPM. The large one
-is beta_t at each step; DDPM's published code takes the second step's small one at t = 1 instead.
+is beta_t, but at t = 1 the second step's small one, as in DDPM's published code.
 
 Two chains of T = 40 steps, "linear" (DDPM's, 1e-4..0.02 at 1000 steps, times 1000 / 40) and "cosine" (iDDPM eq. 17,
 betas up to 0.999), each "full" and "respaced" to 8 of its times (iDDPM section 4: new betas from the old alpha_bar).
@@ -99,7 +99,7 @@ def of_chain(x_0, eps, old_alpha_bar, times, n):
         mean = of_x_0 * x_0 + of_x_t * x_t  # eq. 7
         log_large = math.log(beta[i])
         log_variances = {
-            "large": np.full_like(x_t, log_large),
+            "large": np.full_like(x_t, log_large if i else log_small[0]),
             "small": np.full_like(x_t, log_small[i]),
             "learned": place * log_large + (1 - place) * log_small[i],  # iDDPM eq. 15
         }
