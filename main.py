@@ -1,8 +1,9 @@
-"""Trains a diffusion model, samples from a trained one, or edits images with it.
+"""Trains a diffusion model, samples from a trained one, edits images with it, or measures how likely images are.
 
     python main.py --config=configs/ddpm_digits.py --workdir=runs/digits
     python main.py --workdir=runs/digits --mode=sample --num_samples=256 --sampler=ddim --num_steps=50
     python main.py --workdir=runs/digits --mode=edit --edit=inpaint --image=seven.png --mask=mask.png
+    python main.py --workdir=runs/digits --mode=likelihood
 
 Every option of the config is a flag: --config.loss.norm=l1, ... The same command again continues a stopped run.
 """
@@ -17,7 +18,7 @@ from diffusion import flags as mode_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, such as configs/ddpm_digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: everything is written there.", required=True)
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "sample", "edit"], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", *mode_flags.BLOCKS], "What to do.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a pod or cluster into one job.")
 mode_flags.define()
 
@@ -61,15 +62,16 @@ def _draw(values: dict[str, Any]) -> int:
 
     if not _DISTRIBUTED.value:
         devices.one_per_core()
-    blocks: dict[str, dict[str, Any]] = {"sampler": {}, "grid": {}, "guidance": {}}
+    blocks: dict[str, dict[str, Any]] = {block: {} for block in mode_flags.BLOCKS[_MODE.value]}
     asked = {key: values.pop(name) for name, key in mode_flags.SETTINGS.items() if name in values}
     for key, value in (_overrides() | asked).items():
         block, _, name = key.partition(".")
         if block not in blocks:
-            raise commands.Refused(f"--config.{key} cannot change a trained run; sampler.*, grid.*, guidance.* can.")
+            able = ", ".join(f"{name}.*" for name in blocks)
+            raise commands.Refused(f"--config.{key} cannot change a trained run in --mode={_MODE.value}; {able} can.")
         blocks[block][name] = value
     plural = {"label": "labels", "prompt": "prompts", "image": "images"}
-    command = commands.sample if _MODE.value == "sample" else commands.edit
+    command = {"sample": commands.sample, "edit": commands.edit, "likelihood": commands.likelihood}[_MODE.value]
     command(_WORKDIR.value, **{plural.get(name, name): value for name, value in values.items()}, **blocks)
     return 0
 

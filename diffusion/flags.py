@@ -21,22 +21,28 @@ class Flag(NamedTuple):
     options: Any = {}  # noqa: RUF012
 
 
-_BOTH, _EDIT = ("sample", "edit"), ("edit",)
+BLOCKS = {
+    "sample": ("sampler", "grid", "guidance"),
+    "edit": ("sampler", "grid", "guidance"),
+    "likelihood": ("sampler",),
+}
+"""The modes besides training, and the config's blocks that each lets a trained run change."""
+
+_BOTH, _EDIT, _BITS = ("sample", "edit"), ("edit",), ("likelihood",)
+_ALL = (*_BOTH, *_BITS)
 _AT_LEAST_1 = {"lower_bound": 1}
 TABLE = (
     Flag("num_samples", flags.DEFINE_integer, _BOTH, "how many (64); results of each image (4).", _AT_LEAST_1),
     Flag("sampler", flags.DEFINE_string, _BOTH, "another sampler than the run's own, such as ddim."),
     Flag("grid", flags.DEFINE_string, _BOTH, "another grid than the run's own, such as uniform_log_snr."),
-    Flag("num_steps", flags.DEFINE_integer, _BOTH, "sampling steps, fewer than the chain's."),
+    Flag("num_steps", flags.DEFINE_integer, _ALL, "sampling steps, or steps of the bound, fewer than the chain's."),
     Flag("guidance_scale", flags.DEFINE_float, _BOTH, "1 is conditional, above 1 guided, 0 unconditional."),
     Flag("label", flags.DEFINE_multi_integer, _BOTH, "the class to draw; given more than once, in turn."),
     Flag("prompt", flags.DEFINE_multi_string, _BOTH, "the caption to draw; given more than once, in turn."),
     Flag("guide", flags.DEFINE_string, _BOTH, "the folder of a trained guide (a classifier, an encoder pair)."),
     Flag("guide_scale", flags.DEFINE_float, _BOTH, "how much the guide counts (1)."),
-    Flag(
-        "seed", flags.DEFINE_integer, _BOTH, "sample i is the same picture for the same seed (0).", {"lower_bound": 0}
-    ),
-    Flag("batch_size", flags.DEFINE_integer, _BOTH, "samples drawn at a time (128).", _AT_LEAST_1),
+    Flag("seed", flags.DEFINE_integer, _ALL, "sample i is the same picture for the same seed (0).", {"lower_bound": 0}),
+    Flag("batch_size", flags.DEFINE_integer, _ALL, "samples drawn, or images measured, at a time (128).", _AT_LEAST_1),
     Flag("edit", flags.DEFINE_enum, _EDIT, "what is done to the images.", {"enum_values": EDITS}),
     Flag("image", flags.DEFINE_multi_string, _EDIT, "an image file of the run's size; may be given more than once."),
     Flag(
@@ -48,6 +54,20 @@ TABLE = (
     Flag("factor", flags.DEFINE_integer, _EDIT, "super_resolve: how many times higher and wider (2)."),
     Flag("num_resamples", flags.DEFINE_integer, _EDIT, "known parts: times that a stretch is walked; 1 is none (1)."),
     Flag("jump_length", flags.DEFINE_integer, _EDIT, "known parts: steps of such a stretch (10)."),
+    Flag("split", flags.DEFINE_enum, _BITS, "whose images (test).", {"enum_values": ("train", "test")}),
+    Flag("num_images", flags.DEFINE_integer, _BITS, "the first so many of them (all).", _AT_LEAST_1),
+    Flag("num_terms", flags.DEFINE_integer, _BITS, "terms of the bound drawn for each image (all).", _AT_LEAST_1),
+    Flag("ode_steps", flags.DEFINE_integer, _BITS, "levels of the exact likelihood's ODE (100).", _AT_LEAST_1),
+    Flag("solver", flags.DEFINE_string, _BITS, "of that ODE: heun, or on a path tsit5, dopri5, ... (heun)."),
+    Flag("trace", flags.DEFINE_enum, _BITS, "of its Jacobian (hutchinson).", {"enum_values": ("hutchinson", "exact")}),
+    Flag("num_probes", flags.DEFINE_integer, _BITS, "random probes of the trace for each image (1).", _AT_LEAST_1),
+    Flag(
+        "dequantise",
+        flags.DEFINE_enum,
+        _BITS,
+        "what makes values of pixels continuous (uniform).",
+        {"enum_values": ("uniform", "variational")},
+    ),
     Flag("iterations", flags.DEFINE_integer, _EDIT, "invert: evaluations a step; more are more exact (1)."),
 )
 

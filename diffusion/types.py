@@ -90,6 +90,11 @@ class SelfConditioned(NamedTuple):
 AnyDenoiser = Denoiser | SelfConditioned
 
 
+def memoryless(denoise: AnyDenoiser, x: Any) -> Denoiser:
+    """The denoiser of samples like x, of x_t alone: a self-conditioned one is told of no estimate (zeros)."""
+    return denoise.bind(jnp.zeros_like(x)) if isinstance(denoise, SelfConditioned) else denoise
+
+
 def namespace(*arrays: Any) -> ModuleType:
     """jax.numpy if any of the values is a JAX array, else numpy: JAX in, float32 out; numpy in, float64 out."""
     return jnp if any(isinstance(a, jax.Array) for a in arrays) else np

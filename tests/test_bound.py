@@ -94,7 +94,6 @@ def test_the_bound_is_never_below_the_entropy_and_tight_with_the_exact_variance(
 def test_a_perfect_prediction_costs_nothing_with_the_small_variance():
     steps = CHAINS["respaced"]
     x_0, step = jnp.array([[0.5, -1.0]]), float32(laws.rows_of(steps, slice(3, 4)))
-    x_t = gaussian.diffuse(x_0, jnp.ones_like(x_0), step.now)
     small = float32(bound.log_small(steps)[3:4])
     perfect = Prediction(x_0, jnp.ones_like(x_0))
     assert bound.term(perfect, x_0, step, small, variance="small", num_values=256) == 0
@@ -104,7 +103,6 @@ def test_the_ends_of_a_learned_range_are_the_two_fixed_variances():
     steps = CHAINS["linear"]
     step, small = float32(laws.rows_of(steps, slice(0, None, 99))), float32(bound.log_small(steps)[::99])
     x_0 = jnp.linspace(-1, 1, 2 * len(small)).reshape(-1, 2)
-    x_t = gaussian.diffuse(x_0, jnp.cos(9 * x_0), step.now)
     for place, variance in ((0.0, "small"), (1.0, "large")):
         prediction = Prediction(x_0 / 2, x_0, var_frac=jnp.full_like(x_0, place))
         learned, fixed = (

@@ -16,7 +16,7 @@ from diffusion.data.dataset import Dataset
 from diffusion.training.curve import plot_loss
 from diffusion.training.logs import Logs, by_level
 from diffusion.training.state import TrainState
-from diffusion.types import SelfConditioned
+from diffusion.types import memoryless
 
 TEST_ROWS = 5000
 """A guide is tested on at least so many noised images; a small test set is read several times, at other levels."""
@@ -136,6 +136,5 @@ def _draw_field(run: build.Run, drawn: Any, folder: Path) -> None:
         return
     denoise = run.denoiser(run.params, {})
     times = run.schedule.time_at(np.array([-4.0, 0.0, 4.0]))
-    plain = denoise.bind(np.zeros_like(points.PLACES)) if isinstance(denoise, SelfConditioned) else denoise
-    field = points.score_field(plain, drawn, run.schedule.level(jax.numpy.asarray(times)))
+    field = points.score_field(memoryless(denoise, points.PLACES), drawn, run.schedule.level(jax.numpy.asarray(times)))
     Image.fromarray(field).save(folder / "score.png")

@@ -111,7 +111,11 @@ def _cut(
 
 def _slice(start: int, dataset: Dataset, batch_size: int) -> Record:
     """Returns the images from `start` on, at most `batch_size` of them."""
-    indices = np.arange(start, min(start + batch_size, len(dataset)))
+    return gather(dataset, np.arange(start, min(start + batch_size, len(dataset))))
+
+
+def gather(dataset: Dataset, indices: Int[np.ndarray, " n"]) -> Record:
+    """Returns the images at `indices` as one batch, scaled as `batches` scales."""
     return _scale(_read(dataset.source, indices), dataset)
 
 

@@ -7,6 +7,7 @@ found = likelihood.vlb_bpd(run.denoiser(run.params, {}), images, steps, keys, nu
 print(likelihood.mean_and_error(found.total))
 """
 
+from diffusion.continuous_bound import least_noisy
 from diffusion.likelihood.continuous import ContinuousBound, continuous_vlb_bpd
 from diffusion.likelihood.flow import FlowLikelihood, ode_bpd
 from diffusion.likelihood.variational import Bound, Estimate, mean_and_error, vlb_bpd, vlb_bpd_estimate
@@ -17,6 +18,7 @@ __all__ = [
     "Estimate",
     "FlowLikelihood",
     "continuous_vlb_bpd",
+    "least_noisy",
     "mean_and_error",
     "ode_bpd",
     "vlb_bpd",

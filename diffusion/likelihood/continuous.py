@@ -12,7 +12,7 @@ from diffusion.continuous_bound import BITS
 from diffusion.gaussian import diffuse
 from diffusion.keys import each_at_step, each_stream, normal
 from diffusion.schedules import Schedule
-from diffusion.types import Denoiser
+from diffusion.types import AnyDenoiser, memoryless
 
 NOISIEST = -20.0
 """The model begins here where a path goes on to pure noise: what is left out is 2e-9 bits of prior."""
@@ -28,7 +28,7 @@ class ContinuousBound(NamedTuple):
 
 
 def continuous_vlb_bpd(
-    denoise: Denoiser,
+    denoise: AnyDenoiser,
     x_0: Float[Array, "batch *shape"],
     schedule: Schedule,
     keys: Key[Array, " batch"],
@@ -51,7 +51,7 @@ def continuous_vlb_bpd(
     A path that ends in pure noise is begun at the log-SNR -20. ValueError for a chain, and for a start that the path
     does not reach.
     """
-    first, last = _ends(schedule, num_values, start)
+    denoise_alone, (first, last) = memoryless(denoise, x_0), _ends(schedule, num_values, start)
     if num_terms < 1:
         raise ValueError(f"got num_terms={num_terms}, expected at least 1.")
 
@@ -60,7 +60,7 @@ def continuous_vlb_bpd(
         share = (i + jax.vmap(jax.random.uniform)(each_stream(own, "level"))) / num_terms
         level = schedule.level(schedule.time_at(first + share * (last - first)))
         eps = normal(each_stream(own, "noise"), x_0.shape[1:])
-        return continuous_bound.diffusion(eps, denoise(diffuse(x_0, eps, level), level).eps, first - last)
+        return continuous_bound.diffusion(eps, denoise_alone(diffuse(x_0, eps, level), level).eps, first - last)
 
     eps = normal(each_stream(keys, "reconstruction"), x_0.shape[1:])
     prior = BITS * continuous_bound.prior(x_0, last)

@@ -35,7 +35,7 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion import keys as rng
 from diffusion import ode
 from diffusion.paths import Schedule
-from diffusion.types import AnyDenoiser, Denoiser, NoiseLevel, SelfConditioned, Step, expand, float32, namespace
+from diffusion.types import AnyDenoiser, Denoiser, NoiseLevel, Step, expand, float32, memoryless, namespace
 
 Estimate = Callable[[Any, NoiseLevel], tuple[Any, Any]]
 """(y, level) -> (x_0_hat [batch, ...], the trace of d x_0_hat / dy [batch])."""
@@ -114,8 +114,7 @@ def ode_bpd(
     if solver != "heun":
         adaptive = _adaptive(solver, schedule, steps, rtol=rtol, atol=atol, max_steps=max_steps)
     x_0 = jnp.asarray(x_0, jnp.float32)
-    if isinstance(denoise, SelfConditioned):
-        denoise = denoise.bind(jnp.zeros_like(x_0))
+    denoise = memoryless(denoise, x_0)
     up = jax.tree.map(lambda column: column[::-1], steps.now)
     y, log_ratio = _dequantised(x_0, jax.tree.map(lambda column: column[0], float32(up)), keys, num_values, dequantise)
     estimate = _estimate(denoise, _trace(trace, x_0.shape, keys, num_probes))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion import bound, gaussian
 from diffusion.keys import each_at_step, each_stream, normal
-from diffusion.types import AnyDenoiser, Denoiser, Prediction, SelfConditioned, Step, float32
+from diffusion.types import AnyDenoiser, Prediction, Step, float32, memoryless
 
 
 class Bound(NamedTuple):
@@ -114,11 +114,6 @@ def mean_and_error(values: Any) -> tuple[float, float]:
         return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
 
 
-def memoryless(denoise: AnyDenoiser, x: Any) -> Denoiser:
-    """The denoiser of samples like x; a self-conditioned one is given no estimate, so that its steps are Markov."""
-    return denoise.bind(jnp.zeros_like(x)) if isinstance(denoise, SelfConditioned) else denoise
-
-
 class _Chain:
     """One grid's terms for one batch, in bits per dimension: each of a fresh draw of x_t, by fresh keys [batch]."""
 
@@ -137,7 +132,7 @@ class _Chain:
         return _bits(bound.prior(self._x_0, _row(self._columns, 0)[0].now))
 
     def divergence(self, i: Any, fresh: Any) -> tuple[Any, Any]:
-        """(the term of step i, which is not the last, the squared error of eps there), [batch] each; i [] or [batch]."""
+        """(the term of step i, any but the last, the squared error of eps there), [batch] each; i [] or [batch]."""
         prediction, mse, step, small = self._at(i, fresh)
         which = self._variance or gaussian.learned_or_large(prediction)
         return _bits(bound.divergence(prediction, self._x_0, step, small, variance=which)), mse
@@ -146,8 +141,8 @@ class _Chain:
         """The same of the last step, L_0."""
         prediction, mse, step, small = self._at(self.length - 1, fresh)
         which = self._variance or gaussian.learned_or_large(prediction)
-        options = {"variance": which, "num_values": self._num_values}
-        return _bits(bound.surprise(prediction, self._x_0, step, small, **options)), mse
+        nats = bound.surprise(prediction, self._x_0, step, small, variance=which, num_values=self._num_values)
+        return _bits(nats), mse
 
     def _at(self, i: Any, fresh: Any) -> tuple[Prediction, Any, Step, Any]:
         step, small = _row(self._columns, i)
