@@ -50,7 +50,7 @@ def likelihood(
     num_images: int | None = None,
     num_steps: int | None = None,
     num_terms: int | None = None,
-    ode_steps: int = 100,
+    ode_steps: int | None = None,
     solver: str = "heun",
     trace: str = "hutchinson",
     num_probes: int = 1,
@@ -68,8 +68,8 @@ def likelihood(
     num_steps:  of the bound's chain, respaced; None is the training chain.
     num_terms:  how many of its terms are drawn for each image, an estimate instead of the full sum (None); a continuous
                 path has infinitely many, of which 32 are drawn where it is None.
-    ode_steps, solver, trace, num_probes, dequantise: of the exact likelihood, see `likelihood.ode_bpd`; ode_steps
-                levels, evenly spread in log-SNR.
+    ode_steps:  levels of the exact likelihood's ODE, evenly spread in log-SNR; None is 100, or all of a shorter chain.
+    solver, trace, num_probes, dequantise: of the exact likelihood, see `likelihood.ode_bpd`.
     seed:       image i has the same noise for the same seed, in any batches, on any devices.
     sampler:    settings that replace the run's own: {"variance": "small"} is another p for the bound, {"threshold":
                 "none"} leaves x_0 unclipped in it. The exact likelihood is always that of the unclipped model.
@@ -89,6 +89,7 @@ def likelihood(
                 f"got num_images={num_images}, batch_size={batch_size}; expected 1..{len(dataset)} images of {split}, "
                 "and batches of at least 1."
             )
+        ode_steps = ode_steps or min(100, run.schedule.num_steps or 100)
         how = Protocol(split, count, num_steps, num_terms, ode_steps, solver, trace, num_probes, dequantise, seed)
         parts = {"bound": _bound(run, how), "exact": _exact(free, how)}
         check(parts, run.params, dataset, run.conditions.names)

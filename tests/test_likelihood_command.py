@@ -1,0 +1,176 @@
+"""The likelihood of a data set as a user measures it: whole, in batches, killed and taken up again."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion import build, commands, keys, likelihood, sampling
+from diffusion.commands import passes
+from diffusion.config import config
+from diffusion.data import pipeline
+
+TINY = {"name": "unet", "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()}
+BLOCKS = {
+    "optimizer": {"name": "adam", "learning_rate": 1e-3},
+    "training": {"num_steps": 3, "batch_size": 16, "log_every": 3, "checkpoint_every": 3, "sample_every": 0},
+    "logging": {"tensorboard": False, "num_samples": 8},
+}
+RUNS = {
+    "learned": {
+        "schedule": {"name": "cosine_alpha_bar", "num_steps": 30},
+        "parameterization": {"name": "eps", "variance": "range"},
+        "loss": {"name": "vlb", "cond_dropout": 0.1},
+        "network": {**TINY, "class_conditional": True},
+        "guidance": {"scale": 3.0},
+    },
+    "path": {
+        "schedule": {"name": "vp_linear"},
+        "network": TINY,
+        "sampler": {"name": "ddim"},
+        "grid": {"name": "strided", "num_steps": 4},
+    },
+}
+FEW = {"num_images": 21, "ode_steps": 6}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for name, blocks in RUNS.items():
+        assert commands.train(config(**BLOCKS, **blocks), root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(folders):
+    """Measured at once."""
+    return commands.likelihood(folders / "learned", **FEW)
+
+
+def numbers(file):
+    return json.loads(file.read_text())["bits_per_dimension"]
+
+
+def remeasured(whole, folders, **options):
+    """The same protocol measured anew, and the JSON of before put back."""
+    before = whole.read_text()
+    whole.unlink()
+    try:
+        file = commands.likelihood(folders / "learned", **FEW, **options)
+        assert file == whole  # the batches are no part of the protocol
+        return numbers(file)
+    finally:
+        whole.write_text(before)
+
+
+def test_the_numbers_are_means_over_the_images_that_python_measures(folders, whole):
+    run = build.load(folders / "learned", guidance={"scale": 1.0})
+    data = build.open_dataset(run.config, "test")
+    batch = pipeline.gather(data, np.arange(21))
+    each = keys.per_sample(keys.stream(jax.random.key(0), "pass"), jax.numpy.arange(21))
+    found = likelihood.vlb_bpd(
+        run.denoiser(run.params, {"label": batch["label"]}),
+        jax.numpy.asarray(batch["image"]),
+        sampling.all_steps(run.schedule),
+        keys.each_stream(each, "bound"),
+        num_values=17,
+    )
+    there = numbers(whole)
+    mean, error = likelihood.mean_and_error(found.total)
+    assert there["bound/total"] == pytest.approx({"mean": mean, "standard_error": error}, rel=1e-4)
+    np.testing.assert_allclose(there["bound/L_t"], found.L_t.mean(1), rtol=1e-3)
+    np.testing.assert_allclose(there["bound/mse"], found.mse.mean(1), rtol=1e-3)
+    parts = there["bound/L_T"]["mean"] + sum(there["bound/L_t"]) + there["bound/L_0"]["mean"]
+    assert there["bound/total"]["mean"] == pytest.approx(parts, rel=1e-5)
+    with np.load(whole.with_suffix(".npz")) as arrays:
+        assert len(arrays["exact_total"]) == 21
+        assert arrays["exact_total"].mean() == pytest.approx(there["exact/total"]["mean"])
+    assert Image.open(whole.with_suffix(".png")).size == (1200, 480)
+
+
+def test_it_says_how_it_was_made(whole):
+    made = json.loads(whole.read_text())
+    assert made["protocol"]["num_images"] == 21
+    assert made["num_values"] == 17
+    assert made["checkpoint_step"] == 3
+    assert made["conditions"] == ["label"]
+    assert made["ema"] == "0.9999"
+    assert made["versions"]["jax"] == jax.__version__
+
+
+def test_batches_change_nothing(whole, folders):
+    for name, found in remeasured(whole, folders, batch_size=8).items():
+        there = numbers(whole)[name]
+        if isinstance(there, dict):
+            assert found == pytest.approx(there, rel=1e-4, abs=1e-6), name
+        else:
+            np.testing.assert_allclose(found, there, rtol=1e-3, err_msg=name)
+
+
+def test_a_killed_measurement_goes_on_to_the_same_numbers(whole, folders, monkeypatch, capsys):
+    uninterrupted = remeasured(whole, folders, batch_size=8)
+    keep = passes._keep
+
+    def killed_after_two(kept, found):
+        keep(kept, found)
+        if len(next(iter(found.rows.values()))) == 16:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(passes, "_keep", killed_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        remeasured(whole, folders, batch_size=8)
+    monkeypatch.setattr(passes, "_keep", keep)
+    assert remeasured(whole, folders, batch_size=8) == uninterrupted
+    assert "going on behind image 16" in capsys.readouterr().out
+    assert not list(whole.parent.glob("*unfinished*"))
+
+
+def test_what_was_measured_is_not_measured_again(whole, folders, capsys):
+    text = whole.read_text()
+    assert commands.likelihood(folders / "learned", **FEW) == whole
+    assert whole.read_text() == text
+    assert "measured before" in capsys.readouterr().out
+
+
+def test_other_protocols_have_other_files(whole, folders):
+    estimate = commands.likelihood(folders / "learned", **FEW, num_terms=4)
+    assert estimate != whole
+    assert "bound/L_t" not in numbers(estimate)
+    full, few = numbers(whole)["bound/total"], numbers(estimate)["bound/total"]
+    assert abs(full["mean"] - few["mean"]) < 4 * np.hypot(full["standard_error"], few["standard_error"])
+    assert numbers(estimate)["exact/total"] == numbers(whole)["exact/total"]
+
+
+def test_a_continuous_path_has_a_bound_of_infinitely_many_steps(folders):
+    file = commands.likelihood(folders / "path", num_images=5, num_terms=3, ode_steps=4, split="train")
+    found = numbers(file)
+    parts = sum(found[f"bound/{name}"]["mean"] for name in ("prior", "reconstruction", "diffusion"))
+    assert found["bound/total"]["mean"] == pytest.approx(parts, rel=1e-5)
+    assert found["exact/nfe"]["mean"] == 4
+    assert not file.with_suffix(".png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("learned", {"num_images": 298}, r"expected 1\.\.297 images of test"),
+        ("learned", {"num_terms": 30}, r"got num_terms=30, expected 1\.\.29"),
+        ("learned", {"num_steps": 31}, r"got num_steps=31, expected 1\.\.30"),
+        ("learned", {"solver": "tsit5"}, "follows a continuous path"),
+        ("learned", {"solver": "euler"}, "expected heun or, adaptive, one of"),
+        ("learned", {"trace": "guess"}, "expected 'hutchinson'"),
+        ("learned", {"dequantise": "none"}, "expected 'uniform' or 'variational'"),
+        ("learned", {"ode_steps": 31}, r"got num_steps=31, expected 1\.\.30"),
+        ("path", {"num_steps": 10}, "num_terms says how many are drawn"),
+        ("path", {"sampler": {"variance": "learned"}}, "the model learns none|is not an option"),
+        ("nowhere", {}, "holds no run"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_measured(folders, name, options, message):
+    before = sorted((folders / name).rglob("*"))
+    with pytest.raises(commands.Refused, match=message):
+        commands.likelihood(folders / name, **options)
+    assert sorted((folders / name).rglob("*")) == before
