@@ -8,6 +8,7 @@ import pytest
 from diffusion import continuous_bound, schedules, sde
 from diffusion.gaussian import diffuse
 from diffusion.keys import per_sample
+from diffusion.learned_schedules import learned_log_snr
 from diffusion.likelihood import continuous_vlb_bpd
 from tests import laws
 
@@ -17,12 +18,14 @@ ENTROPY = 0.5 * np.log(2 * np.pi * np.e * STD**2)  # nats
 FIRST, LAST = 14.0, -8.0
 X_0 = jnp.array([[STD], [STD], [-STD], [-STD]])  # with eps they have the second moments of data and noise
 EPS = jnp.array([[1.0], [-1.0], [1.0], [-1.0]])
+LEARNED = learned_log_snr(log_snr_max=15.0, log_snr_min=-10.0, hidden=64)
 PATHS = {
     "vp_linear": schedules.vp_linear(),
     "flow": schedules.flow(),
     "linear": schedules.from_log_snr(lambda t: 18 - 30 * t),
     "edm": schedules.edm(),
     "ve_geometric": schedules.ve_geometric(sigma_min=1e-4),
+    "learned": LEARNED.at(LEARNED.init()),
 }
 
 
