@@ -174,6 +174,7 @@ def continuous_bound_loss(
     param: Parameterization,
     learned: LearnedSchedule,
     num_values: int,
+    memory: None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """(loss, metrics): the bound of infinitely many steps in bits per dimension, of a network and its schedule.
 
@@ -182,6 +183,7 @@ def continuous_bound_loss(
 
     params:  {"network": ..., "schedule": those of `learned`}; apply takes the whole and reads "network" of it.
     levels:  whose times are drawn, uniform on (0, 1]; the levels at these times are the learned ones.
+    memory:  there is none.
 
     metrics: "loss", its three parts, the standard deviation of the diffusion term over the batch, and the two ends; by
             log-SNR bin, "bin_loss" of the diffusion term and "bin_count".
