@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from diffusion import continuous_bound
-from diffusion.bound import ChainTerm
+from diffusion.bound import ChainTerm, prior
 from diffusion.continuous_bound import BITS
 from diffusion.gaussian import diffuse
 from diffusion.keys import stream
@@ -178,7 +178,7 @@ def continuous_bound_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """(loss, metrics): the bound of infinitely many steps in bits per dimension, of a network and its schedule.
 
-    diffusion + reconstruction + prior (`continuous_bound`), the mean over the batch. The gradient of the schedule's
+    prior + reconstruction + diffusion (`continuous_bound`), the mean over the batch. The gradient of the schedule's
     shape is that of the mean squared diffusion term (`learned_schedules.for_less_variance`).
 
     params:  {"network": ..., "schedule": those of `learned`}; apply takes the whole and reads "network" of it.
@@ -205,7 +205,7 @@ def continuous_bound_loss(
     parts = {
         "diffusion": per_sample.mean(),
         "reconstruction": BITS * reconstruction.mean(),
-        "prior": BITS * continuous_bound.prior(x_0, ends["log_snr_min"]).mean(),
+        "prior": BITS * prior(x_0, learned.level(ends, 1.0, (1.0, 0.0))[0]).mean(),
     }
     loss = sum(parts.values())
     by_level = _by_level({"loss": per_sample}, learned.level(ends, t, place)[0], 1.0)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import continuous_bound, levels, parameterization
+from diffusion import bound, continuous_bound, levels, parameterization
 from diffusion.gaussian import diffuse
 from diffusion.keys import stream
 from diffusion.learned_schedules import learned_log_snr
@@ -63,7 +63,7 @@ def test_the_gradient_of_the_shape_is_that_of_the_squares_and_all_others_that_of
         eps_hat = exact(params, x_t, LEARNED.embed(level), cond={})
         diffusion = -rate.log_snr / 2 * jnp.square(eps - eps_hat).mean(1) / np.log(2)
         ends = params["schedule"]["ends"]
-        rest = continuous_bound.prior(x_0, ends["log_snr_min"])
+        rest = bound.prior(x_0, schedule.level(jnp.float32(1)))
         rest += continuous_bound.reconstruction(x_0, first, ends["log_snr_max"], 0)
         return diffusion, (diffusion + rest / np.log(2)).mean()
 
