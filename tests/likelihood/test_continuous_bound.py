@@ -112,10 +112,12 @@ def test_the_data_begin_where_their_decoder_costs_almost_nothing():
 
 
 def test_a_path_that_jumps_begins_at_its_own_least_noise():
-    path, keys = schedules.ve_geometric(sigma_min=0.02), per_sample(jax.random.key(1), jnp.arange(2))
-    got = continuous_vlb_bpd(DENOISE, 0.3 * jnp.ones((2, 3)), path, keys, num_values=0)
-    expected = 0.5 * (np.log(2 * np.pi * np.e) + 2 * np.log(0.02)) / np.log(2)
-    np.testing.assert_allclose(got.reconstruction, expected, rtol=1e-5)
+    keys = per_sample(jax.random.key(1), jnp.arange(2))
+    for sigma in (0.02, 1e-4):  # above and below 1e-3, where continuous data begin elsewhere
+        path = schedules.ve_geometric(sigma_min=sigma)
+        got = continuous_vlb_bpd(DENOISE, 0.3 * jnp.ones((2, 3)), path, keys, num_values=0, num_terms=1)
+        expected = 0.5 * (np.log(2 * np.pi * np.e) + 2 * np.log(sigma)) / np.log(2)
+        np.testing.assert_allclose(got.reconstruction, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
