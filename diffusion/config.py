@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
-from diffusion import data, levels, lookup, networks, parameterization, sampling, schedules, weights
+from diffusion import data, learned_schedules, levels, lookup, networks, parameterization, sampling, schedules, weights
 from diffusion.data.dataset import Dataset
+from diffusion.learned_schedules import LearnedSchedule
 from diffusion.networks.network import Classifier, Matcher, Network
 from diffusion.parameterization import Parameterization
 from diffusion.sampling import grids
@@ -28,16 +29,25 @@ from diffusion.types import Step
 
 
 class Place(NamedTuple):
-    """Where a block's component is looked up, the types it makes, and what it gets without the config's help."""
+    """Where a block's component is looked up, the types it makes, and what it gets without the config's help.
+
+    elsewhere: further (module, type) pairs.
+    """
 
     module: ModuleType
     returns: tuple[Any, ...]
     context: tuple[str, ...] = ()
+    elsewhere: tuple[tuple[ModuleType, Any], ...] = ()
+
+    @property
+    def kinds(self) -> tuple[tuple[ModuleType, Any], ...]:
+        """Each type with the module that holds its components, the block's ordinary one first."""
+        return *((self.module, returns) for returns in self.returns), *self.elsewhere
 
 
 PLACES = {
     "data": Place(data, (Dataset,), ("split",)),
-    "schedule": Place(schedules, (Schedule,)),
+    "schedule": Place(schedules, (Schedule,), elsewhere=((learned_schedules, LearnedSchedule),)),
     "parameterization": Place(parameterization, (Parameterization,), ("schedule",)),
     "levels": Place(levels, (levels.LevelSampler,), ("schedule",)),
     "weight": Place(weights, (weights.Weight,), ("schedule",)),
@@ -117,8 +127,8 @@ def _block(block: str, default: dict[str, Any], given: Mapping[str, Any]) -> dic
     }
     if block in PLACES:
         place = PLACES[block]
-        for returns in place.returns:
-            types = lookup.option_types(place.module, returns, context=place.context)
+        for module, returns in place.kinds:
+            types = lookup.option_types(module, returns, context=place.context)
             options |= {name: placeholder(kind) for name, kind in types.items()}
     for key in given:
         if key not in options:
@@ -142,7 +152,8 @@ def make(block: str, options: ConfigDict | Mapping[str, Any], returns: Any = Non
     """The component of one block, built; see `lookup.make` for the errors. returns: which of the place's types."""
     place = PLACES[block]
     own = {key: value for key, value in options.items() if key not in BESIDES_OPTIONS.get(block, ())}
-    return lookup.make(place.module, returns or place.returns[0], own, block=block, **context)
+    module, returns = next(kind for kind in place.kinds if returns is None or kind[1] == returns)
+    return lookup.make(module, returns, own, block=block, **context)
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

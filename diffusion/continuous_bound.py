@@ -4,7 +4,7 @@ A chain's bound falls when its steps are cut in half; in the limit of a continuo
 
     -log p(x_0) <= prior + reconstruction + diffusion                                                   (eq. 11)
 
-    prior           KL(q(x_end | x_0) || N(0, (alpha^2 + sigma^2) I)), x_end being the noisiest level
+    prior           KL(q(x_end | x_0) || N(0, (alpha^2 + sigma^2) I)), x_end being the noisiest level (`bound.prior`)
     reconstruction  E[-log P(x_0 | x_1)], x_1 being the least noisy level
     diffusion       1/2 int E|eps - eps_hat(x_t)|^2 d log_snr, from the noisiest log-SNR to the least noisy   (eq. 17)
 
@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion.gaussian import kl
 from diffusion.types import expand
 
 BITS = 1 / math.log(2)
@@ -39,15 +38,6 @@ def diffusion(
     a uniform log-SNR; (end - start) (-d log_snr / dt) for a uniform time.
     """
     return rate / 2 * _mean(jnp.square(eps - eps_hat))
-
-
-def prior(x_0: Float[Array, "batch *shape"], log_snr: Any) -> Float[Array, " batch"]:
-    """KL(q(x_end | x_0) || N(0, (alpha^2 + sigma^2) I)) where the noisiest level has this log-SNR, [] or [batch].
-
-    In units of sqrt(alpha^2 + sigma^2) it is KL(N(sqrt(a) x_0, 1 - a) || N(0, 1)) with a = sigmoid(log_snr).
-    """
-    log_snr = expand(jnp.asarray(log_snr), x_0)
-    return _mean(kl(jnp.sqrt(jax.nn.sigmoid(log_snr)) * x_0, -jax.nn.softplus(log_snr), 0.0, 0.0))
 
 
 def reconstruction(

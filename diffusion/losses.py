@@ -2,6 +2,7 @@
 
 L_simple = E_{x_0, t, eps} w(level) rho(F(c_in x_t, cond) - target)    `denoising_loss` (DDPM eq. 12-14, rho = square)
 L_vlb    = E_{x_0, t, eps} T L_{t-1}                                   `variational_loss` (DDPM eq. 5, 13)
+           its limit of infinitely many steps           `continuous_bound_loss` (Kingma et al. 2021, eq. 17)
 L_hybrid = L_simple + weight L_vlb, which trains the variance alone    `denoising_loss` (Nichol & Dhariwal 2021, eq. 16)
 """
 
@@ -13,9 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from diffusion.bound import ChainTerm
+from diffusion import continuous_bound
+from diffusion.bound import ChainTerm, prior
+from diffusion.continuous_bound import BITS
 from diffusion.gaussian import diffuse
 from diffusion.keys import stream
+from diffusion.learned_schedules import LearnedSchedule, for_less_variance
 from diffusion.levels import LevelSampler, adaptive
 from diffusion.lookup import suggest
 from diffusion.objectives import Objective
@@ -158,6 +162,54 @@ def _output(
     coin = jax.random.bernoulli(stream(key, "coin"), 0.5, (x_t.shape[0],))
     estimate = jax.lax.stop_gradient(jnp.clip(first, -1, 1)) * expand(coin, first)
     return network({**cond, "x_0_hat": estimate})
+
+
+def continuous_bound_loss(
+    apply: Apply,
+    params: Any,
+    batch: Mapping[str, Any],
+    key: PRNGKeyArray,
+    *,
+    levels: LevelSampler,
+    param: Parameterization,
+    learned: LearnedSchedule,
+    num_values: int,
+    memory: None = None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """(loss, metrics): the bound of infinitely many steps in bits per dimension, of a network and its schedule.
+
+    prior + reconstruction + diffusion (`continuous_bound`), the mean over the batch. The gradient of the schedule's
+    shape is that of the mean squared diffusion term (`learned_schedules.for_less_variance`).
+
+    params:  {"network": ..., "schedule": those of `learned`}; apply takes the whole and reads "network" of it.
+    levels:  whose times are drawn, uniform on (0, 1]; the levels at these times are the learned ones.
+    memory:  there is none.
+
+    metrics: "loss", its three parts, the standard deviation of the diffusion term over the batch, and the two ends; by
+            log-SNR bin, "bin_loss" of the diffusion term and "bin_count".
+    """
+    x_0, cond = batch["image"], {k: v for k, v in batch.items() if k != "image"}
+    schedule = params["schedule"]
+    ends, t = schedule["ends"], levels(stream(key, "levels"), x_0.shape[0]).t
+    eps, first_eps = (jax.random.normal(stream(key, name), x_0.shape) for name in ("noise", "reconstruction"))
+
+    def diffusion(model: Any, place: Any) -> Any:
+        level, rate = learned.level(model["ends"], t, place)
+        x_t = diffuse(x_0, eps, level)
+        output = param.ask(apply, model, x_t, level, cond=cond, key=stream(key, "dropout"))
+        return BITS * continuous_bound.diffusion(eps, param.predict(output, x_t, level).eps, rate)
+
+    reconstruction = continuous_bound.reconstruction(x_0, first_eps, ends["log_snr_max"], num_values)
+    place = learned.place(schedule["shape"], t)
+    per_sample = for_less_variance(diffusion)({"network": params["network"], "ends": ends}, place)
+    parts = {
+        "diffusion": per_sample.mean(),
+        "reconstruction": BITS * reconstruction.mean(),
+        "prior": BITS * prior(x_0, learned.level(ends, 1.0, (1.0, 0.0))[0]).mean(),
+    }
+    loss = sum(parts.values())
+    by_level = _by_level({"loss": per_sample}, learned.level(ends, t, place)[0], 1.0)
+    return loss, {"loss": loss, **parts, "diffusion_std": per_sample.std(), **ends, **by_level}
 
 
 def guide_loss(

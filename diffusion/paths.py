@@ -82,3 +82,23 @@ def path(
         return time_at(np_.asarray(log_snr, np_.float32 if np_ is jnp else np.float64), np_)
 
     return Schedule(level, inverse, **facts)
+
+
+def bisection(log_snr: Callable[[Any], Any], end: float) -> Callable[[Any, Any], Any]:
+    """The time_at of a `path` whose log_snr(t) falls on [0, end], numpy or JAX: to float rounding, from above."""
+
+    def time_at(wanted: Any, np_: Any) -> Any:
+        def halved(_: Any, ends: tuple[Any, Any]) -> tuple[Any, Any]:
+            low, high = ends
+            middle = (low + high) / 2
+            noisier = log_snr(middle) < wanted
+            return np_.where(noisier, low, middle), np_.where(noisier, middle, high)
+
+        ends = (np_.zeros_like(wanted), np_.full_like(wanted, end))
+        if np_ is jnp:
+            return jax.lax.fori_loop(0, 60, halved, ends)[1]
+        for i in range(60):
+            ends = halved(i, ends)
+        return ends[1]
+
+    return time_at

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from diffusion.paths import Schedule, chain, path
+from diffusion.paths import Schedule, bisection, chain, path
 from diffusion.types import NoiseLevel, check_positive, namespace
 
 
@@ -217,17 +217,15 @@ def from_log_snr(log_snr: Callable[[Any], Any], end: float = 1.0) -> Schedule:
     """
 
     def closed_form(t: Any, np_: Any) -> tuple[Any, Any, Any]:
-        return _variance_preserving(log_snr(t))
+        return variance_preserving(log_snr(t))
 
-    def time_at(wanted: Any, np_: Any) -> Any:
-        low, high = np_.zeros_like(wanted), np_.full_like(wanted, end)
-        for _ in range(60):
-            middle = (low + high) / 2
-            noisier = log_snr(middle) < wanted
-            low, high = np_.where(noisier, low, middle), np_.where(noisier, middle, high)
-        return high
+    return path(closed_form, bisection(log_snr, end), end=end, embed=lambda level: 1000 * level.t / end)
 
-    return path(closed_form, time_at, end=end, embed=lambda level: 1000 * level.t / end)
+
+def variance_preserving(log_snr: Any) -> tuple[Any, Any, Any]:
+    """(alpha, sigma, log_snr) with alpha^2 + sigma^2 = 1: alpha^2 = sigmoid(log_snr), sigma^2 = sigmoid(-log_snr)."""
+    np_ = namespace(log_snr)
+    return np_.exp(-np_.logaddexp(0, -log_snr) / 2), np_.exp(-np_.logaddexp(0, log_snr) / 2), log_snr
 
 
 def respace(schedule: Schedule, times: tuple[int, ...] | Int[np.ndarray, " n"]) -> Schedule:
@@ -255,7 +253,7 @@ def shift_log_snr(schedule: Schedule, shift: float) -> Schedule:
 
     def level(t: Any) -> NoiseLevel:
         old = schedule.level(t)
-        return NoiseLevel(old.t, *_variance_preserving(old.log_snr + shift))
+        return NoiseLevel(old.t, *variance_preserving(old.log_snr + shift))
 
     middle = schedule.level(schedule.num_steps or schedule.end / 2)
     if abs(middle.alpha**2 + middle.sigma**2 - 1) > 1e-9:
@@ -280,12 +278,6 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     with np.errstate(divide="ignore"):
         rescaled = chain(alpha, sigma, 2 * (np.log(alpha) - np.log(sigma)))
     return dataclasses.replace(rescaled, embed=schedule.embed)
-
-
-def _variance_preserving(log_snr: Any) -> tuple[Any, Any, Any]:
-    """(alpha, sigma, log_snr) with alpha^2 + sigma^2 = 1: alpha^2 = sigmoid(log_snr), sigma^2 = sigmoid(-log_snr)."""
-    np_ = namespace(log_snr)
-    return np_.exp(-np_.logaddexp(0, -log_snr) / 2), np_.exp(-np_.logaddexp(0, log_snr) / 2), log_snr
 
 
 def _quarter_log_sigma(level: NoiseLevel) -> Any:

@@ -23,8 +23,7 @@ def test_the_table_of_configs_is_complete():
 @pytest.mark.parametrize("block", PLACES)
 def test_the_table_of_flags_names_every_choice(block):
     row = next(line for line in README.splitlines() if line.lstrip().startswith(f"| `--config.{block}.name="))
-    place = PLACES[block]
-    names = [name for returns in place.returns for name in lookup.components(place.module, returns)]
+    names = [name for module, returns in PLACES[block].kinds for name in lookup.components(module, returns)]
     assert len(names) > 1
     for name in names:
         assert f"`{name}`" in row, f"README does not name {block}.name={name}"
@@ -32,7 +31,9 @@ def test_the_table_of_flags_names_every_choice(block):
 
 def test_the_objectives_are_named():
     row = next(line for line in README.splitlines() if "--config.loss.name=" in line)
-    assert all(f"`{name}`" in row for name in ("denoising", *lookup.components(objectives, objectives.Objective)))
+    assert all(
+        f"`{name}`" in row for name in ("denoising", "vlb", *lookup.components(objectives, objectives.Objective))
+    )
 
 
 def test_the_norms_are_named():

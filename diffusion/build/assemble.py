@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusion import augment, bound, lookup, losses, objectives, workdir
 from diffusion.build import parts
+from diffusion.build.learned import make_learned, with_schedule
 from diffusion.build.run import Facts, Guide, Run
 from diffusion.conditions import Conditions
 from diffusion.config import BESIDES_OPTIONS, DEFAULTS, from_json, make, to_json
@@ -18,6 +19,7 @@ from diffusion.data.dataset import Dataset
 from diffusion.denoiser import network_denoiser, transformed
 from diffusion.guidance import energy
 from diffusion.keys import stream
+from diffusion.learned_schedules import LearnedSchedule
 from diffusion.networks.network import Inputs
 from diffusion.objectives import Objective
 from diffusion.sampling import grids
@@ -40,7 +42,8 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run | Guide:
     parts.check_training(config)
     parts.check_augment(config.data)
     ema.named(config.ema.decays)
-    schedule = parts.make_schedule(config.schedule)
+    learned = make_learned(config)
+    schedule = parts.make_schedule(config.schedule) if learned is None else learned.at(learned.init())
     shared = {
         "schedule": schedule,
         "levels": make("levels", config.levels, schedule=schedule),
@@ -52,17 +55,19 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run | Guide:
         raise ValueError(
             f"loss.name is {config.loss.name!r}, which is not known. {lookup.suggest(config.loss.name, kinds)}"
         )
-    make_one = _run if config.loss.name in DENOISING else _guide
-    return make_one(config, facts, param, **shared)
+    if config.loss.name in DENOISING:
+        return _run(config, facts, param, learned, **shared)
+    return _guide(config, facts, param, **shared)
 
 
-def _run(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> Run:
+def _run(config: ConfigDict, facts: Facts | None, param: Any, learned: LearnedSchedule | None, **shared: Any) -> Run:
     """The run that learns to denoise."""
     schedule, reads = shared["schedule"], parts.reads(config.network)
     parts.check_says_x_0(config, param, schedule)
     losses.check_norm(config.loss.norm)
     losses.check_cond_dropout(config.loss.cond_dropout, bool(reads))
-    parts.check_bound(config, schedule)
+    if learned is None:  # `make_learned` has checked it
+        parts.check_bound(config, schedule)
     how = parts.guidance_options(config)
     weight = make("weight", config.weight, schedule=schedule)
     threshold = parts.make_threshold(config)
@@ -72,9 +77,9 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> 
     grids.prepare(schedule, make("grid", config.grid, schedule=schedule), sampler)
     dataset, facts = _data(config, facts)
     inputs = _inputs(config, facts)
-    network = make("network", config.network, shape=facts.shape, inputs=inputs)
+    network = with_schedule(make("network", config.network, shape=facts.shape, inputs=inputs), learned)
     guide = _guide_of(config, facts, schedule)
-    measure = _denoising(config, facts, param, weight, schedule)
+    measure = _denoising(config, facts, param, weight, schedule, learned)
 
     def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:
         batch = _augmented(batch, key, config)
@@ -97,12 +102,18 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> 
         sampler=sampler,
         denoiser=denoiser,
         guide=guide,
+        learned=learned,
         **shared,
     )
 
 
-def _denoising(config: ConfigDict, facts: Facts, param: Any, weight: Any, schedule: Schedule) -> Loss:
+def _denoising(
+    config: ConfigDict, facts: Facts, param: Any, weight: Any, schedule: Schedule, learned: LearnedSchedule | None
+) -> Loss:
     """loss(apply, params, batch, key, *, levels, memory): L_simple, L_hybrid or L_vlb, as the config says."""
+    if learned is not None:
+        num_values = facts.num_values
+        return functools.partial(losses.continuous_bound_loss, param=param, learned=learned, num_values=num_values)
     options: dict[str, Any] = {"param": param, "self_conditioning": config.loss.self_conditioning}
     if config.loss.name == "vlb" or config.loss.vlb_weight:
         variance = "learned" if param.variance else "large"

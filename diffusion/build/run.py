@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffusion.build.learned import schedule_of
 from diffusion.build.parts import check_renoises, open_dataset
 from diffusion.conditions import Conditions
 from diffusion.config import make
@@ -16,6 +17,7 @@ from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
 from diffusion.denoiser import transformed
 from diffusion.guidance import Transform, chain
+from diffusion.learned_schedules import LearnedSchedule
 from diffusion.levels import LevelSampler, adaptive
 from diffusion.networks.network import Network
 from diffusion.objectives import Objective, log_likelihood
@@ -112,15 +114,24 @@ class Run(Trainable):
     """A model that draws samples.
 
     denoiser(params, cond) -> Denoiser: the network, its parameterization, x_0's thresholding and guidance.
-    params: of the network; with a guide, {"network": ..., "guide": ...}.
+    params: of the network; with a guide, {"network": ..., "guide": ...}; with a learned schedule,
+        {"network": ..., "schedule": ...}, and `schedule` is the path of these parameters, or of the first ones.
     """
 
     sampler: Sampler
     denoiser: Callable[[Params, Cond], AnyDenoiser]
     guide: Guide | None = None
+    learned: LearnedSchedule | None = None
 
     def with_params(self, params: Params) -> "Run":
-        """This run with other parameters of its network; what was compiled stays compiled."""
+        """This run with other parameters of its network; what was compiled stays compiled.
+
+        A learned schedule moves with them, and so do grids, and a sampler that sees the schedule.
+        """
+        if self.learned is not None:
+            schedule = schedule_of(self.learned, params)
+            sampler = make("sampler", self.config.sampler, schedule=schedule)
+            return dataclasses.replace(self, params=params, schedule=schedule, sampler=sampler)
         both = params if self.guide is None else {"network": params, "guide": self.guide.params}
         return dataclasses.replace(self, params=both)
 

@@ -7,15 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from diffusion import continuous_bound
+from diffusion import bound, continuous_bound
 from diffusion.continuous_bound import BITS
 from diffusion.gaussian import diffuse
 from diffusion.keys import each_at_step, each_stream, normal
-from diffusion.schedules import Schedule
-from diffusion.types import AnyDenoiser, memoryless
+from diffusion.schedules import Schedule, variance_preserving
+from diffusion.types import AnyDenoiser, NoiseLevel, memoryless
 
 NOISIEST = -20.0
 """The model begins here where a path goes on to pure noise: what is left out is 2e-9 bits of prior."""
+
+CLEAN = 100.0
+"""A path whose log-SNR passes this near t = 0 reaches clean data; the others have a least noise."""
 
 
 class ContinuousBound(NamedTuple):
@@ -45,11 +48,12 @@ def continuous_vlb_bpd(
 
     num_values: that a pixel can have, evenly spaced in [-1, 1]: 256 for 8-bit images. 0 for continuous data, for whom
         the result is a bound on minus the log-density, which may be negative.
-    start:      the log-SNR where the data begins; by default `continuous_bound.least_noisy(num_values)`, or where
-        the path itself begins (ve_geometric's sigma_min) if that is noisier. Every start gives a bound.
+    start:      the log-SNR where the data begins; by default where the path itself begins, if it has a least noise
+        (ve_geometric's sigma_min, a learned end), else `continuous_bound.least_noisy(num_values)`. Every start gives
+        a bound.
 
-    A path that ends in pure noise is begun at the log-SNR -20. ValueError for a chain, and for a start that the path
-    does not reach.
+    A path that ends in pure noise is begun at the log-SNR -20. A self-conditioned denoiser is given no estimate.
+    ValueError for a chain, and for a start that the path does not reach.
     """
     denoise_alone, (first, last) = memoryless(denoise, x_0), _ends(schedule, num_values, start)
     if num_terms < 1:
@@ -63,7 +67,7 @@ def continuous_vlb_bpd(
         return continuous_bound.diffusion(eps, denoise_alone(diffuse(x_0, eps, level), level).eps, first - last)
 
     eps = normal(each_stream(keys, "reconstruction"), x_0.shape[1:])
-    prior = BITS * continuous_bound.prior(x_0, last)
+    prior = BITS * bound.prior(x_0, NoiseLevel(None, *variance_preserving(jnp.float32(last))))
     reconstruction = BITS * continuous_bound.reconstruction(x_0, eps, first, num_values)
     diffusion = BITS * jax.lax.map(term, jnp.arange(num_terms)).mean(0)
     return ContinuousBound(prior + reconstruction + diffusion, prior, reconstruction, diffusion)
@@ -78,10 +82,11 @@ def _ends(schedule: Schedule, num_values: int, start: float | None) -> tuple[flo
     with np.errstate(divide="ignore"):
         own, last = (float(schedule.level(np.float64(t) * schedule.end).log_snr) for t in (1e-300, 1))
     last = max(last, NOISIEST)
-    first = min(continuous_bound.least_noisy(num_values), own) if start is None else start
-    if not last < first <= own:
+    if start is None:
+        start = own if own < CLEAN else continuous_bound.least_noisy(num_values)
+    if not last < start <= own:
         raise ValueError(
-            f"got start={first:.6g}, expected a log-SNR above {last:.4g}, where the path ends, and of at most "
+            f"got start={start:.6g}, expected a log-SNR above {last:.4g}, where the path ends, and of at most "
             f"{own:.6g}, where it begins."
         )
-    return first, last
+    return start, last

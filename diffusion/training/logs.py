@@ -87,7 +87,8 @@ def summarize(first_step: int, per_step: list[dict[str, Any]]) -> dict[str, floa
             raise NonFiniteLoss(
                 f"step {first_step + 1 + i}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}."
             )
-    row = {name: float(np.mean([m[name] for m in fetched])) for name in ("loss", "grad_norm")}
+    names = [name for name in fetched[0] if not name.startswith("bin_")]
+    row = {name: float(np.mean([m[name] for m in fetched])) for name in names}
     return by_level(fetched) | row
 
 

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import continuous_bound, schedules, sde
+from diffusion import bound, continuous_bound, schedules, sde
 from diffusion.gaussian import diffuse
 from diffusion.keys import per_sample
+from diffusion.learned_schedules import learned_log_snr
 from diffusion.likelihood import continuous_vlb_bpd
 from tests import laws
 
@@ -17,12 +18,14 @@ ENTROPY = 0.5 * np.log(2 * np.pi * np.e * STD**2)  # nats
 FIRST, LAST = 14.0, -8.0
 X_0 = jnp.array([[STD], [STD], [-STD], [-STD]])  # with eps they have the second moments of data and noise
 EPS = jnp.array([[1.0], [-1.0], [1.0], [-1.0]])
+LEARNED = learned_log_snr(log_snr_max=15.0, log_snr_min=-10.0, hidden=64)
 PATHS = {
     "vp_linear": schedules.vp_linear(),
     "flow": schedules.flow(),
     "linear": schedules.from_log_snr(lambda t: 18 - 30 * t),
     "edm": schedules.edm(),
     "ve_geometric": schedules.ve_geometric(sigma_min=1e-4),
+    "learned": LEARNED.at(LEARNED.init()),
 }
 
 
@@ -51,7 +54,8 @@ def test_a_path_enters_through_its_ends_alone(name):
 
 
 def test_with_the_exact_denoiser_the_bound_is_the_entropy_and_the_mismatch_of_the_prior():
-    prior = float(continuous_bound.prior(X_0, LAST).mean())
+    path = PATHS["linear"]
+    prior = float(bound.prior(X_0, path.level(path.time_at(jnp.float32(LAST)))).mean())
     reconstruction = float(continuous_bound.reconstruction(X_0, EPS, FIRST, 0).mean())
     a = 1 / (1 + np.exp(-LAST))  # x_end in units of sqrt(alpha^2 + sigma^2) is N(0, a s^2 + 1 - a) in truth
     variance = a * STD**2 + 1 - a
@@ -78,8 +82,8 @@ def test_the_estimate_is_unbiased_on_every_path(name):
 def test_rows_depend_on_their_own_key_alone():
     x_0 = 0.3 * jnp.ones((4, 3))
     keys = per_sample(jax.random.key(1), jnp.arange(4))
-    bound = jax.jit(lambda x, keys: continuous_vlb_bpd(DENOISE, x, PATHS["flow"], keys, num_values=17, num_terms=4))
-    whole, alone = bound(x_0, keys), bound(x_0[2:3], keys[2:3])
+    estimate = jax.jit(lambda x, keys: continuous_vlb_bpd(DENOISE, x, PATHS["flow"], keys, num_values=17, num_terms=4))
+    whole, alone = estimate(x_0, keys), estimate(x_0[2:3], keys[2:3])
     for column, row in zip(whole, alone, strict=True):
         np.testing.assert_allclose(column[2:3], row, rtol=1e-5, atol=1e-6)
     assert len(np.unique(whole.diffusion)) == 4
@@ -108,10 +112,12 @@ def test_the_data_begin_where_their_decoder_costs_almost_nothing():
 
 
 def test_a_path_that_jumps_begins_at_its_own_least_noise():
-    path, keys = schedules.ve_geometric(sigma_min=0.02), per_sample(jax.random.key(1), jnp.arange(2))
-    got = continuous_vlb_bpd(DENOISE, 0.3 * jnp.ones((2, 3)), path, keys, num_values=0)
-    expected = 0.5 * (np.log(2 * np.pi * np.e) + 2 * np.log(0.02)) / np.log(2)
-    np.testing.assert_allclose(got.reconstruction, expected, rtol=1e-5)
+    keys = per_sample(jax.random.key(1), jnp.arange(2))
+    for sigma in (0.02, 1e-4):  # above and below 1e-3, where continuous data begin elsewhere
+        path = schedules.ve_geometric(sigma_min=sigma)
+        got = continuous_vlb_bpd(DENOISE, 0.3 * jnp.ones((2, 3)), path, keys, num_values=0, num_terms=1)
+        expected = 0.5 * (np.log(2 * np.pi * np.e) + 2 * np.log(sigma)) / np.log(2)
+        np.testing.assert_allclose(got.reconstruction, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
