@@ -105,7 +105,7 @@ def ode_bpd(
                  y and in log-density per dimension. A sample that needs more than max_steps is NaN, with a printed
                  line. Under "hutchinson" the steps, and the error within these bounds, depend on the probes.
 
-    Wrap it in `jax.jit`: it is one scan, or one solution. Grid and x_0 may be traced, and are checked where they are not.
+    Wrap it in `jax.jit`: it is one scan, or one solution. Grid and x_0 may be traced, else they are checked.
     Leave thresholds of x_0 out: they are part of the flow, and their result is the density of what is clipped.
 
     ValueError for options that do not exist or do not fit together, a grid that does not rise, x_0 off its values.
