@@ -98,13 +98,14 @@ def ode_bpd(
     trace:       "hutchinson", unbiased: the mean of e^T (d x_0_hat / dy) e over num_probes Rademacher vectors, drawn
                  once a sample and kept along the way (Grathwohl et al. 2018, arXiv:1810.01367, section 3.1), one
                  pullback through the denoiser each, as in a training step. "exact": d pullbacks, for small data.
-    solver:      "heun": the trapezoid in tau on the grid's own levels, of order 2: n levels are n evaluations.
+    solver:      "heun": the trapezoid in tau on the grid's own levels, of order 2: n levels are n evaluations. Take a
+                 grid that is even in log-SNR. One too coarse errs in either direction, and no bound holds: refine it.
                  "tsit5", "dopri5", "dopri8", "bosh3": adaptive (diffrax), on continuous paths, whose schedule= is
                  given; of the grid both ends are used. rtol, atol: bounds of a step's error, in root mean square over
                  y and in log-density per dimension. A sample that needs more than max_steps is NaN, with a printed
                  line. Under "hutchinson" the steps, and the error within these bounds, depend on the probes.
 
-    Everything is one scan or one solution under `jit`; the grid may be traced, and is checked where it is not.
+    Wrap it in `jax.jit`: it is one scan, or one solution. Grid and x_0 may be traced, else they are checked.
     Leave thresholds of x_0 out: they are part of the flow, and their result is the density of what is clipped.
 
     ValueError for options that do not exist or do not fit together, a grid that does not rise, x_0 off its values.
