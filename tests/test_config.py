@@ -99,7 +99,13 @@ def test_the_cifar10_recipe_is_the_published_one():
         "schedule": {"name": "linear_beta"},
         "parameterization": {"name": "eps"},
         "levels": {"name": "uniform"},
-        "loss": {"name": "denoising", "norm": "l2", "self_conditioning": False, "cond_dropout": 0.0},
+        "loss": {
+            "name": "denoising",
+            "norm": "l2",
+            "self_conditioning": False,
+            "cond_dropout": 0.0,
+            "vlb_weight": 0.0,
+        },
         "weight": {"name": "constant"},
         "network": {"name": "unet"},
         "optimizer": {"name": "adam", "learning_rate": 2e-4, "warmup_steps": 5000, "clip_norm": 1.0},
@@ -115,6 +121,33 @@ def test_the_cifar10_recipe_is_the_published_one():
     assert sum(leaf.size for leaf in jax.tree.leaves(sizes)) == 35_746_307
     assert run.sampler is sampling.ancestral()
     np.testing.assert_array_equal(run.grid().now.t, np.arange(1000, 0, -1))
+
+
+def test_the_iddpm_recipe_is_the_published_one():
+    """Nichol & Dhariwal 2021, section 4 and appendix A; their hybrid loss on 32x32 images."""
+    full = importlib.import_module("configs.iddpm_cifar10").get_config()
+    plain = importlib.import_module("configs.ddpm_cifar10").get_config()
+    different = {key: value for key, value in to_json(full).items() if value != to_json(plain)[key]}
+    assert different == {
+        "schedule": {"name": "cosine_alpha_bar", "num_steps": 4000},
+        "parameterization": {"name": "eps", "variance": "range"},
+        "loss": to_json(plain)["loss"] | {"vlb_weight": 0.001},
+        "network": {
+            "name": "unet",
+            "num_blocks": 3,
+            "attention_resolutions": (16, 8),
+            "num_heads": 4,
+            "scale_shift": True,
+            "dropout": 0.3,
+        },
+        "optimizer": {"name": "adamw", "learning_rate": 1e-4},
+        "training": to_json(plain)["training"] | {"num_steps": 500_000},
+    }
+    run = build.build(full, build.Facts((32, 32, 3), 256, ()))
+    shape = jax.eval_shape(run.network.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
+    out = jax.eval_shape(lambda p, x: run.network.apply(p, x, np.ones(2), cond={}), shape, x)
+    assert out.shape == (2, 32, 32, 6)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +180,19 @@ def test_unknown_keys_are_named_with_the_right_ones(blocks, words):
         ({"parameterization": {"name": "noise"}}, "Known: edm, eps, flow, mean, score, v, x_0"),
         ({"weight": {"name": "snr"}}, "Known: constant, min_snr, p2, vlb"),
         ({"loss": {"norm": "l3"}}, "Known: huber, l1, l2"),
+        ({"parameterization": {"name": "eps", "variance": "rang"}}, "variance is 'rang'.*Did you mean 'range'"),
+        (
+            {"parameterization": {"name": "eps", "variance": "range"}},
+            "variance=range, but nothing trains it: add loss.vlb_weight=0.001",
+        ),
+        ({"loss": {"vlb_weight": 0.001}}, "the variance is fixed: add parameterization.variance=range"),
+        ({"loss": {"vlb_weight": -1.0}}, "got loss.vlb_weight=-1.0 with loss.name=denoising"),
+        ({"loss": {"name": "vlb", "vlb_weight": 1.0}}, "loss.name=vlb is the bound alone"),
+        ({"loss": {"name": "vlb"}, "schedule": {"name": "vp_linear"}}, "Use weight.name=vlb, the bound of infinitely"),
+        ({"loss": {"name": "vlb", "norm": "l1"}}, "got loss.norm=l1 with loss.name=vlb"),
+        ({"loss": {"name": "vlb"}, "weight": {"name": "p2"}}, "got weight.name=p2 with loss.name=vlb"),
+        ({"loss": {"name": "vlb"}, "data": {"name": "digits", "augment": 0.1}}, "data.augment moves pixels off"),
+        ({"sampler": {"name": "ancestral", "variance": "learned"}}, "but the model learns none"),
         ({"loss": {"cond_dropout": 1.0}}, r"loss.cond_dropout is 1.0, expected a probability in \[0, 1\)"),
         ({"loss": {"cond_dropout": 0.1}}, "loss.cond_dropout is 0.1, .* write network.class_conditional=True"),
         ({"guidance": {"scale": 3.0}}, "guidance.scale=3.0, .*train with loss.cond_dropout=0.1"),

@@ -19,9 +19,8 @@ def bound_terms(file: Path, steps: Step, found: Found) -> None:
     L_t, mse = means["bound/L_t"], means["bound/mse"]
     figure, (terms, errors) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     terms.plot(t, [*L_t, L_0])
-    terms.set(
-        xlabel="t", ylabel="bits/dim", yscale="log", title=f"L_t: {L_t.sum():.4g} in all, and L_0: {L_0:.4g} at t = 1"
-    )
+    title = f"L_t: {L_t.sum():.4g} in all, and L_0: {L_0:.4g} at t = {t[-1]:g}"
+    terms.set(xlabel="t", ylabel="bits/dim", yscale="log", title=title)
     errors.plot(t, mse)
     errors.set(xlabel="t", ylabel="mean squared error of eps", yscale="log", title="error of eps")
     figure.savefig(file, dpi=120)
