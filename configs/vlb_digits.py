@@ -17,9 +17,8 @@ def get_config() -> ConfigDict:
     """The run."""
     return config(
         **DIGITS,
-        schedule={"name": "cosine_alpha_bar"},
+        schedule={"name": "cosine_alpha_bar", "num_steps": 100},
         parameterization={"name": "eps", "variance": "range"},
         levels={"name": "loss_second_moment"},
         loss={"name": "vlb"},
-        logging={"sample_steps": 100},
     )
