@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion import build, commands, keys, likelihood, sampling
+from diffusion import build, commands, keys, learned_schedules, likelihood, lookup, sampling, schedules
 from diffusion.commands import passes
+from diffusion.commands.likelihood import _ode_grid
 from diffusion.config import config
 from diffusion.data import pipeline
 
@@ -174,3 +175,18 @@ def test_wrong_input_is_refused_before_anything_is_measured(folders, name, optio
     with pytest.raises(commands.Refused, match=message):
         commands.likelihood(folders / name, **options)
     assert sorted((folders / name).rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", [n for n in lookup.components(schedules, schedules.Schedule) if n != "from_betas"])
+def test_every_schedule_has_a_grid_for_the_exact_likelihood(name):
+    schedule = getattr(schedules, name)()
+    steps = _ode_grid(schedule, 17, min(30, schedule.num_steps or 30))
+    assert (np.diff(steps.now.log_snr) > 0).all()
+    assert steps.now.log_snr[-1] < 9.5
+    assert steps.now.log_snr[0] > -16  # the level of a chain that is nearest to -12
+
+
+def test_a_learned_schedule_is_measured_where_it_was_trained():
+    learned = learned_schedules.learned_log_snr(9.0, -6.0)
+    steps = _ode_grid(learned.at(learned.init()), 17, 10)
+    np.testing.assert_allclose(steps.now.log_snr[[0, -1]], [-6, 9], atol=1e-3)

@@ -108,9 +108,8 @@ def likelihood(
             parts, run.params, dataset, count, reads=run.conditions.names, seed=seed, batch_size=batch_size, kept=kept
         )
         if jax.process_index() == 0:
-            _write(file, made, found, time.perf_counter() - start)
-            if found.sums:
-                plots.bound_terms(file.with_suffix(".png"), sampling.strided(run.schedule, num_steps), found)
+            times = sampling.strided(run.schedule, num_steps).now.t if found.sums else None
+            _write(file, made, found, times, time.perf_counter() - start)
             kept.unlink()
     for line in _lines(workdir.read(place, file.name)) if jax.process_index() == 0 else ():
         say(line)
@@ -181,10 +180,13 @@ def _exact(run: build.Run, how: Protocol) -> Measure:
 
 def _ode_grid(schedule: Schedule, num_values: int, num_steps: int) -> Step:
     """Even in log-SNR, from the noisiest level to the one where the data's values stand apart."""
-    with np.errstate(divide="ignore"):
-        first, end = (schedule.level(t) for t in (1 if schedule.num_steps else 1e-300, schedule.end))
-    low, high = max(float(end.log_snr), NOISIEST), min(float(first.log_snr), bits.least_noisy(num_values))
-    return sampling.uniform_log_snr(schedule, num_steps, low, high)
+    if schedule.num_steps is None:
+        high, low = bits.log_snr_ends(schedule, num_values)
+        high -= 1e-4  # a least noise is a limit that no time reaches
+    else:
+        high, low = (float(schedule.level(t).log_snr) for t in (1, schedule.num_steps))
+        high = min(high, bits.least_noisy(num_values))
+    return sampling.uniform_log_snr(schedule, num_steps, max(low, NOISIEST), high)
 
 
 def _description(run: build.Run, how: Protocol) -> dict[str, Any]:
@@ -206,9 +208,12 @@ def _hash(made: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _write(file: Path, made: Mapping[str, Any], found: Found, seconds: float) -> None:
-    """The JSON, and each image's numbers beside it."""
+def _write(file: Path, made: Mapping[str, Any], found: Found, times: Any, seconds: float) -> None:
+    """The JSON, last; each image's numbers, and the plot of the bound's terms at their times, beside it."""
     numbers: dict[str, Any] = {name: total.tolist() for name, total in found.means().items()}
+    if times is not None:
+        numbers["bound/t"] = times.tolist()
+        plots.bound_terms(file.with_suffix(".png"), times, found)
     for name, values in found.rows.items():
         mean, error = bits.mean_and_error(values)
         numbers[name] = {"mean": mean, "standard_error": error}

@@ -8,7 +8,7 @@ print(likelihood.mean_and_error(found.total))
 """
 
 from diffusion.continuous_bound import least_noisy
-from diffusion.likelihood.continuous import ContinuousBound, continuous_vlb_bpd
+from diffusion.likelihood.continuous import ContinuousBound, continuous_vlb_bpd, log_snr_ends
 from diffusion.likelihood.flow import FlowLikelihood, ode_bpd
 from diffusion.likelihood.variational import Bound, Estimate, mean_and_error, vlb_bpd, vlb_bpd_estimate
 
@@ -19,6 +19,7 @@ __all__ = [
     "FlowLikelihood",
     "continuous_vlb_bpd",
     "least_noisy",
+    "log_snr_ends",
     "mean_and_error",
     "ode_bpd",
     "vlb_bpd",

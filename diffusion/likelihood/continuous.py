@@ -55,7 +55,7 @@ def continuous_vlb_bpd(
     A path that ends in pure noise is begun at the log-SNR -20. A self-conditioned denoiser is given no estimate.
     ValueError for a chain, and for a start that the path does not reach.
     """
-    denoise_alone, (first, last) = memoryless(denoise, x_0), _ends(schedule, num_values, start)
+    denoise_alone, (first, last) = memoryless(denoise, x_0), log_snr_ends(schedule, num_values, start)
     if num_terms < 1:
         raise ValueError(f"got num_terms={num_terms}, expected at least 1.")
 
@@ -73,8 +73,8 @@ def continuous_vlb_bpd(
     return ContinuousBound(prior + reconstruction + diffusion, prior, reconstruction, diffusion)
 
 
-def _ends(schedule: Schedule, num_values: int, start: float | None) -> tuple[float, float]:
-    """The log-SNRs of the least noisy and of the noisiest level."""
+def log_snr_ends(schedule: Schedule, num_values: int, start: float | None = None) -> tuple[float, float]:
+    """The log-SNRs of the least noisy and of the noisiest level that the bound of a continuous path is of."""
     if schedule.num_steps is not None:
         raise ValueError(
             f"the schedule is a chain of {schedule.num_steps} steps, whose bound has as many terms: use vlb_bpd."
