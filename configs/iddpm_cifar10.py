@@ -4,8 +4,8 @@
     python main.py --workdir=runs/iddpm_cifar10 --mode=likelihood
 
 T = 4000 on the cosine schedule, L_hybrid with a learned range of variances, a U-Net of three blocks a level, four heads
-at 16x16 and 8x8, scale-shift norm and dropout 0.3; AdamW 1e-4 without weight decay or clipping, batch 128, EMA 0.9999,
-500,000 steps. Published: FID 3.19, 3.17 bits/dim. Not trained here.
+at 16x16 and 8x8, scale-shift norm and dropout 0.3; no flips; AdamW 1e-4 without weight decay or clipping, batch 128,
+EMA 0.9999, 500,000 steps. Published: FID 3.19, 3.17 bits/dim. Not trained here.
 On recent GPUs add --config.network.dtype=bfloat16.
 """
 
@@ -17,7 +17,7 @@ from diffusion.config import config
 def get_config() -> ConfigDict:
     """The run."""
     return config(
-        data={"name": "cifar10", "flip": True},
+        data={"name": "cifar10"},
         schedule={"name": "cosine_alpha_bar", "num_steps": 4000},
         parameterization={"name": "eps", "variance": "range"},
         loss={"vlb_weight": 0.001},

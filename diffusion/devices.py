@@ -60,6 +60,15 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
+def of_first_process(value: int) -> int:
+    """The value that the first process has; every process must ask at the same point."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
 def from_local_rows(tree: Any, mesh: Mesh) -> Any:
     """A batch of this process's rows as global arrays, split over all devices."""
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split(mesh), rows), tree)

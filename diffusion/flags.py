@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
+VARIANCES = ("small", "large", "learned")
+TRACES = ("hutchinson", "exact")
 EDITS = ("inpaint", "image_to_image", "interpolate", "colourise", "super_resolve", "invert")
 
 
@@ -24,7 +26,7 @@ class Flag(NamedTuple):
 BLOCKS = {
     "sample": ("sampler", "grid", "guidance"),
     "edit": ("sampler", "grid", "guidance"),
-    "likelihood": ("sampler",),
+    "likelihood": ("data",),
 }
 """The modes besides training, and the config's blocks that each lets a trained run change."""
 
@@ -41,7 +43,13 @@ TABLE = (
     Flag("prompt", flags.DEFINE_multi_string, _BOTH, "the caption to draw; given more than once, in turn."),
     Flag("guide", flags.DEFINE_string, _BOTH, "the folder of a trained guide (a classifier, an encoder pair)."),
     Flag("guide_scale", flags.DEFINE_float, _BOTH, "how much the guide counts (1)."),
-    Flag("seed", flags.DEFINE_integer, _ALL, "sample i is the same picture for the same seed (0).", {"lower_bound": 0}),
+    Flag(
+        "seed",
+        flags.DEFINE_integer,
+        _ALL,
+        "of the noise; sample i always has the same (0).",
+        {"lower_bound": 0},
+    ),
     Flag("batch_size", flags.DEFINE_integer, _ALL, "samples drawn, or images measured, at a time (128).", _AT_LEAST_1),
     Flag("edit", flags.DEFINE_enum, _EDIT, "what is done to the images.", {"enum_values": EDITS}),
     Flag("image", flags.DEFINE_multi_string, _EDIT, "an image file of the run's size; may be given more than once."),
@@ -57,15 +65,11 @@ TABLE = (
     Flag("split", flags.DEFINE_enum, _BITS, "whose images (test).", {"enum_values": ("train", "test")}),
     Flag("num_images", flags.DEFINE_integer, _BITS, "the first so many of them (all).", _AT_LEAST_1),
     Flag("num_terms", flags.DEFINE_integer, _BITS, "terms of the bound drawn for each image (all).", _AT_LEAST_1),
-    Flag(
-        "ode_steps",
-        flags.DEFINE_integer,
-        _BITS,
-        "levels of the exact likelihood's ODE (100).",
-        _AT_LEAST_1,
-    ),
-    Flag("solver", flags.DEFINE_string, _BITS, "of that ODE: heun, or on a path tsit5, dopri5, ... (heun)."),
-    Flag("trace", flags.DEFINE_enum, _BITS, "of its Jacobian (hutchinson).", {"enum_values": ("hutchinson", "exact")}),
+    Flag("variance", flags.DEFINE_enum, _BITS, "of the bound's steps (the run's own).", {"enum_values": VARIANCES}),
+    Flag("threshold", flags.DEFINE_string, _BITS, "of x_0 in the bound: clip, dynamic or none (the run's own)."),
+    Flag("ode_steps", flags.DEFINE_integer, _BITS, "levels of the probability flow (200).", {"lower_bound": 2}),
+    Flag("solver", flags.DEFINE_string, _BITS, "of the flow: heun, or on a path tsit5, dopri5, ... (heun)."),
+    Flag("trace", flags.DEFINE_enum, _BITS, "of its Jacobian; exact is slow (hutchinson).", {"enum_values": TRACES}),
     Flag("num_probes", flags.DEFINE_integer, _BITS, "random probes of the trace for each image (1).", _AT_LEAST_1),
     Flag(
         "dequantise",

@@ -129,6 +129,7 @@ def test_the_iddpm_recipe_is_the_published_one():
     plain = importlib.import_module("configs.ddpm_cifar10").get_config()
     different = {key: value for key, value in to_json(full).items() if value != to_json(plain)[key]}
     assert different == {
+        "data": {"name": "cifar10", "flip": False},
         "schedule": {"name": "cosine_alpha_bar", "num_steps": 4000},
         "parameterization": {"name": "eps", "variance": "range"},
         "loss": to_json(plain)["loss"] | {"vlb_weight": 0.001},

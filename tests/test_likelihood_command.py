@@ -1,6 +1,7 @@
 """The likelihood of a data set as a user measures it: whole, in batches, killed and taken up again."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +10,6 @@ from PIL import Image
 
 from diffusion import build, commands, keys, learned_schedules, likelihood, lookup, sampling, schedules
 from diffusion.commands import passes
-from diffusion.commands.likelihood import _ode_grid
 from diffusion.config import config
 from diffusion.data import pipeline
 
@@ -34,6 +34,7 @@ RUNS = {
         "grid": {"name": "strided", "num_steps": 4},
     },
 }
+RUNS["fixed"] = {"schedule": {"name": "linear_beta_scaled", "num_steps": 25}, "network": TINY}
 FEW = {"num_images": 21, "ode_steps": 6}
 
 
@@ -84,18 +85,33 @@ def test_the_numbers_are_means_over_the_images_that_python_measures(folders, who
     assert there["bound/total"] == pytest.approx({"mean": mean, "standard_error": error}, rel=1e-4)
     np.testing.assert_allclose(there["bound/L_t"], found.L_t.mean(1), rtol=1e-3)
     np.testing.assert_allclose(there["bound/mse"], found.mse.mean(1), rtol=1e-3)
-    parts = there["bound/L_T"]["mean"] + sum(there["bound/L_t"]) + there["bound/L_0"]["mean"]
+    np.testing.assert_array_equal(there["bound/t"], np.arange(30, 0, -1))
+    assert there["bound/sum"]["mean"] == pytest.approx(sum(there["bound/L_t"]), rel=1e-5)
+    parts = sum(there[f"bound/{name}"]["mean"] for name in ("L_T", "sum", "L_0"))
     assert there["bound/total"]["mean"] == pytest.approx(parts, rel=1e-5)
     with np.load(whole.with_suffix(".npz")) as arrays:
-        assert len(arrays["exact_total"]) == 21
-        assert arrays["exact_total"].mean() == pytest.approx(there["exact/total"]["mean"])
+        assert len(arrays["ode_total"]) == 21
+        assert arrays["ode_total"].mean() == pytest.approx(there["ode/total"]["mean"])
     assert Image.open(whole.with_suffix(".png")).size == (1200, 480)
 
 
 def test_it_says_how_it_was_made(whole):
     made = json.loads(whole.read_text())
-    assert made["protocol"]["num_images"] == 21
+    assert made["num_images"] == 21
     assert made["num_values"] == 17
+    assert made["protocol"] | {"ode_log_snr": None} == {
+        "variance": "learned",
+        "threshold": "clip",
+        "num_steps": 30,
+        "num_terms": None,
+        "ode_levels": 6,
+        "ode_log_snr": None,
+        "solver": "heun",
+        "trace": "hutchinson",
+        "num_probes": 1,
+        "dequantise": "uniform",
+        "seed": 0,
+    }
     assert made["checkpoint_step"] == 3
     assert made["conditions"] == ["label"]
     assert made["ema"] == "0.9999"
@@ -142,7 +158,32 @@ def test_other_protocols_have_other_files(whole, folders):
     assert "bound/L_t" not in numbers(estimate)
     full, few = numbers(whole)["bound/total"], numbers(estimate)["bound/total"]
     assert abs(full["mean"] - few["mean"]) < 4 * np.hypot(full["standard_error"], few["standard_error"])
-    assert numbers(estimate)["exact/total"] == numbers(whole)["exact/total"]
+    assert numbers(estimate)["ode/total"] == numbers(whole)["ode/total"]
+    small = commands.likelihood(folders / "learned", **FEW, variance="small", threshold="none")
+    assert small not in (whole, estimate)
+    made = json.loads(small.read_text())["protocol"]
+    assert (made["variance"], made["threshold"]) == ("small", "none")
+    assert numbers(small)["bound/total"] != full
+    assert numbers(small)["ode/total"] == pytest.approx(numbers(whole)["ode/total"])
+
+
+def test_other_parameters_are_measured_anew(whole, folders, tmp_path, capsys):
+    """Another training in the same folder, even one that has as many steps, is another model."""
+    shutil.copytree(folders / "learned", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints")
+    assert commands.train(config(seed=1, **BLOCKS, **RUNS["learned"]), tmp_path / "run")
+    capsys.readouterr()
+    assert commands.likelihood(tmp_path / "run", **FEW).name != whole.name
+    assert "measured before" not in capsys.readouterr().out
+
+
+def test_a_chain_without_levels_for_a_flow_still_has_a_bound(folders, tmp_path, capsys):
+    chain = {"schedule": {"name": "linear_beta", "num_steps": 1}, "network": TINY}
+    assert commands.train(config(**BLOCKS, **chain), tmp_path / "run")
+    found = numbers(commands.likelihood(tmp_path / "run", num_images=1))
+    assert "ode/total" not in found
+    assert found["bound/total"]["standard_error"] is None
+    assert "no flow is measured" in capsys.readouterr().out
 
 
 def test_a_continuous_path_has_a_bound_of_infinitely_many_steps(folders):
@@ -150,7 +191,7 @@ def test_a_continuous_path_has_a_bound_of_infinitely_many_steps(folders):
     found = numbers(file)
     parts = sum(found[f"bound/{name}"]["mean"] for name in ("prior", "reconstruction", "diffusion"))
     assert found["bound/total"]["mean"] == pytest.approx(parts, rel=1e-5)
-    assert found["exact/nfe"]["mean"] == 4
+    assert found["ode/nfe"]["mean"] == 4
     assert not file.with_suffix(".png").exists()
 
 
@@ -160,13 +201,17 @@ def test_a_continuous_path_has_a_bound_of_infinitely_many_steps(folders):
         ("learned", {"num_images": 298}, r"expected 1\.\.297 images of test"),
         ("learned", {"num_terms": 30}, r"got num_terms=30, expected 1\.\.29"),
         ("learned", {"num_steps": 31}, r"got num_steps=31, expected 1\.\.30"),
-        ("learned", {"solver": "tsit5"}, "follows a continuous path"),
+        ("learned", {"solver": "tsit5"}, "continuous path|solver=heun"),
         ("learned", {"solver": "euler"}, "expected heun or, adaptive, one of"),
         ("learned", {"trace": "guess"}, "expected 'hutchinson'"),
+        ("learned", {"trace": "exact", "num_probes": 2}, "got num_probes=2 with trace=exact"),
         ("learned", {"dequantise": "none"}, "expected 'uniform' or 'variational'"),
-        ("learned", {"ode_steps": 31}, r"got num_steps=31, expected 1\.\.30"),
+        ("learned", {"ode_steps": 1}, "got ode_steps=1, expected at least 2"),
+        ("learned", {"data": {"name": "cifar10"}}, "data.name cannot change in a trained run; data_dir"),
         ("path", {"num_steps": 10}, "num_terms says how many are drawn"),
-        ("path", {"sampler": {"variance": "learned"}}, "the model learns none|is not an option"),
+        ("path", {"variance": "small"}, "whose variance is no choice"),
+        ("path", {"solver": "tsit5", "ode_steps": 5}, "chooses its own; leave it out"),
+        ("fixed", {"variance": "learned"}, "the model learns none; expected small or large"),
         ("nowhere", {}, "holds no run"),
     ],
 )
@@ -177,16 +222,19 @@ def test_wrong_input_is_refused_before_anything_is_measured(folders, name, optio
     assert sorted((folders / name).rglob("*")) == before
 
 
+@pytest.mark.parametrize("num_values", [0, 17, 256])
 @pytest.mark.parametrize("name", [n for n in lookup.components(schedules, schedules.Schedule) if n != "from_betas"])
-def test_every_schedule_has_a_grid_for_the_exact_likelihood(name):
+def test_the_ends_of_a_flow_do_not_depend_on_the_number_of_its_levels(name, num_values):
     schedule = getattr(schedules, name)()
-    steps = _ode_grid(schedule, 17, min(30, schedule.num_steps or 30))
-    assert (np.diff(steps.now.log_snr) > 0).all()
-    assert steps.now.log_snr[-1] < 9.5
-    assert steps.now.log_snr[0] > -16  # the level of a chain that is nearest to -12
+    grids = [likelihood.flow_grid(schedule, num_values, n).now for n in (20, 100, 400)]
+    for levels in grids:
+        assert (np.diff(levels.log_snr) > 0).all()
+        assert len(levels.log_snr) <= 400
+        assert levels.log_snr[-1] == grids[0].log_snr[-1] <= max(likelihood.least_noisy(num_values), 7.9)
+        assert levels.log_snr[0] == grids[0].log_snr[0] >= -12 - 1e-9
 
 
 def test_a_learned_schedule_is_measured_where_it_was_trained():
     learned = learned_schedules.learned_log_snr(9.0, -6.0)
-    steps = _ode_grid(learned.at(learned.init()), 17, 10)
+    steps = likelihood.flow_grid(learned.at(learned.init()), 17, 10)
     np.testing.assert_allclose(steps.now.log_snr[[0, -1]], [-6, 9], atol=1e-3)

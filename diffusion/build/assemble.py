@@ -249,12 +249,13 @@ def load(
     FileNotFoundError if there is no run or no such checkpoint; ValueError for settings that do not exist, and for the
     folder of a guide.
     """
-    run = _load(folder, step, {"sampler": sampler or {}, "grid": grid or {}, "guidance": guidance or {}})
-    if isinstance(run, Guide):
+    if _loss(folder) not in DENOISING:
         raise ValueError(
             f"{folder} holds a guide, which draws no samples: it steers those of other runs, by "
             f'build.load("runs/digits", guidance={{"guide": "{folder}"}}), or --guide={folder} in --mode=sample.'
         )
+    run = _load(folder, step, {"sampler": sampler or {}, "grid": grid or {}, "guidance": guidance or {}})
+    assert isinstance(run, Run)
     return run
 
 
@@ -267,6 +268,11 @@ def load_guide(folder: str | Path, step: int | None = None) -> Guide:
             "or of another config with loss.name=classification or contrastive."
         )
     return guide
+
+
+def _loss(folder: str | Path) -> str:
+    """What the run in the folder was trained with."""
+    return workdir.read(Path(folder).expanduser(), "config.json").get("loss", {}).get("name", DENOISING[0])
 
 
 def _load(folder: str | Path, step: int | None, replaced: Mapping[str, Mapping[str, Any]]) -> Run | Guide:

@@ -5,42 +5,27 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from diffusion import build, sampling, workdir
-from diffusion import likelihood as bits
+from diffusion import build, devices, sampling, workdir
+from diffusion import likelihood as library
 from diffusion.commands import outputs, plots
 from diffusion.commands.console import Refused, say
-from diffusion.commands.passes import Found, Measure, check, one_pass
+from diffusion.commands.measures import UNGUIDED, Asked, Protocol, measures, resolved
+from diffusion.commands.passes import Found, check, one_pass
 from diffusion.config import to_json
 from diffusion.data.dataset import Dataset
 from diffusion.provenance import provenance
-from diffusion.schedules import Schedule
-from diffusion.types import Params, Step
+from diffusion.types import Params
 
-NOISIEST = -12.0
-"""The exact likelihood ends here where a path goes on: next to the prior's, what is left of the data is 6e-6."""
+SUMMANDS = ("L_T", "sum", "L_0", "prior", "diffusion", "reconstruction")
+"""The parts of a bound, in the order of its formula."""
 
-UNGUIDED = {"scale": 1.0, "plus_plus": False, "guide": "", "guide_scale": 1.0}
-"""The model itself: what guidance makes of it has no likelihood."""
-
-
-class Protocol(NamedTuple):
-    """What is measured, and how: everything that decides the numbers, but for the run."""
-
-    split: str
-    num_images: int
-    num_steps: int | None
-    num_terms: int | None
-    ode_steps: int
-    solver: str
-    trace: str
-    num_probes: int
-    dequantise: str
-    seed: int
+PLACES_OF_DATA = ("data_dir", "archive", "path")
+"""Keys of the data block that say where the images lie, not what they are."""
 
 
 def likelihood(
@@ -48,77 +33,80 @@ def likelihood(
     *,
     split: str = "test",
     num_images: int | None = None,
-    num_steps: int | None = None,
-    num_terms: int | None = None,
-    ode_steps: int | None = None,
-    solver: str = "heun",
-    trace: str = "hutchinson",
-    num_probes: int = 1,
-    dequantise: str = "uniform",
-    seed: int = 0,
+    threshold: str | None = None,
     batch_size: int = 128,
-    sampler: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    **asked: Any,
 ) -> Path:
-    """Measures the bound and the exact likelihood of a data set's images under the run in the folder.
+    """Measures what a data set's images cost under the run in the folder, in bits per dimension; the path of the JSON.
 
-    The path of the JSON, in <folder>/likelihood/; each image's own numbers, and for a chain a plot of L_t, lie beside
-    it.
+    It lies in <folder>/likelihood/, with each image's own numbers (.npz), and for a chain a plot of the bound's terms
+    beside it. Its "bits_per_dimension" has a mean and a standard error over the images for "bound/total" and its parts,
+    and for "ode/total", and lists over the steps for "bound/L_t" and "bound/mse"; "protocol" says how they were made.
 
     split, num_images: "test" or "train", and how many of its first images; None is all.
+    variance:   of p in a chain's bound: "small", "large" or "learned"; None is what the run samples with.
+    threshold:  of x_0 in the bound, "clip", "dynamic" or "none"; None is the run's own. The flow is never clipped.
     num_steps:  of the bound's chain, respaced; None is the training chain.
     num_terms:  how many of its terms are drawn for each image, an estimate instead of the full sum (None); a continuous
                 path has infinitely many, of which 32 are drawn where it is None.
-    ode_steps:  levels of the exact likelihood's ODE, evenly spread in log-SNR; None is 100, or all of a shorter chain.
-    solver, trace, num_probes, dequantise: of the exact likelihood, see `likelihood.ode_bpd`.
-    seed:       image i has the same noise for the same seed, in any batches, on any devices.
-    sampler:    settings that replace the run's own: {"variance": "small"} is another p for the bound, {"threshold":
-                "none"} leaves x_0 unclipped in it. The exact likelihood is always that of the unclipped model.
+    ode_steps:  levels of the flow (`likelihood.flow_grid`), 200; the error of too few is not in the standard error.
+    solver, trace, num_probes, dequantise: of the flow, see `likelihood.ode_bpd`: "heun", "hutchinson", 1, "uniform".
+    seed:       image i has the same noise for the same seed (0), in any batches, on any devices.
+    data:       another place of the same images: {"data_dir": ...}, {"archive": ...} or {"path": ...}.
 
     Killed and started again, it goes on behind the last batch that was done, to the same numbers.
     A run that knows classes or captions is measured with those of each image, and without guidance.
-    Refused: before anything is measured.
+    Refused: before anything is measured. TypeError for an option that there is not.
     """
-    folder = Path(folder).expanduser()
+    folder, options = Path(folder).expanduser(), Asked(**asked)
     try:
-        run = build.load(folder, sampler=sampler, guidance=UNGUIDED)
-        free = build.load(folder, sampler={"threshold": "none", "percentile": None}, guidance=UNGUIDED)
-        dataset = _open(run, split)
+        other = {} if threshold is None else {"threshold": threshold, "percentile": None}
+        run = build.load(folder, sampler=other, guidance=UNGUIDED)
+        dataset = _open(run, split, data or {})
         count = len(dataset) if num_images is None else num_images
         if not 1 <= count <= len(dataset) or batch_size < 1:
             raise ValueError(
                 f"got num_images={num_images}, batch_size={batch_size}; expected 1..{len(dataset)} images of {split}, "
                 "and batches of at least 1."
             )
-        ode_steps = ode_steps or min(100, run.schedule.num_steps or 100)
-        how = Protocol(split, count, num_steps, num_terms, ode_steps, solver, trace, num_probes, dequantise, seed)
-        parts = {"bound": _bound(run, how), "exact": _exact(free, how)}
+        how, grid = resolved(run, options)
+        parts = measures(run, how, grid)
         check(parts, run.params, dataset, run.conditions.names)
-        made = _description(run, how)
-        place = outputs.open_folder(folder / "likelihood")
+        made = _description(run, how, split, count)
+        file = outputs.open_folder(folder / "likelihood") / f"{_name(made, options)}.json"
+        there = devices.of_first_process(file.exists() and bool(_read(file)))
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
-    name = f"{split}_n{count}_seed{seed}_checkpoint{run.step}_{_hash(made)}"
-    file = place / f"{name}.json"
-    if file.exists():
-        say(f"measured before: {file}")
+    if "ode" not in parts:
+        cleanest = library.least_noisy(run.facts.num_values)
+        say(f"no flow is measured: the chain has fewer than two levels of log-SNR up to {cleanest:.3g}")
+    if there:
+        say("measured before:")
     else:
-        start = time.perf_counter()
-        kept = place / f"{name}.unfinished.npz"
-        found = one_pass(
-            parts, run.params, dataset, count, reads=run.conditions.names, seed=seed, batch_size=batch_size, kept=kept
-        )
+        start, kept = time.perf_counter(), file.with_suffix(".unfinished.npz")
+        given: dict[str, Any] = {"reads": run.conditions.names, "seed": how.seed, "batch_size": batch_size}
+        found = one_pass(parts, run.params, dataset, count, kept=kept, **given)
         if jax.process_index() == 0:
-            times = sampling.strided(run.schedule, num_steps).now.t if found.sums else None
+            times = sampling.strided(run.schedule, how.num_steps).now.t if found.sums else None
             _write(file, made, found, times, time.perf_counter() - start)
             kept.unlink()
-    for line in _lines(workdir.read(place, file.name)) if jax.process_index() == 0 else ():
-        say(line)
+    if jax.process_index() == 0:
+        for line in _lines(_read(file), file):
+            say(line)
     return file
 
 
-def _open(run: build.Run, split: str) -> Dataset:
-    """The images to measure; ValueError where the run knows others."""
-    dataset = build.open_dataset(run.config, split)
+def _open(run: build.Run, split: str, data: Mapping[str, Any]) -> Dataset:
+    """The images to measure; ValueError where there are none, or others than the run knows."""
+    if wrong := [key for key in data if key not in PLACES_OF_DATA]:
+        raise ValueError(f"data.{wrong[0]} cannot change in a trained run; {', '.join(PLACES_OF_DATA)} can.")
+    config = run.config.copy_and_resolve_references()
+    config.data.update(data)
+    try:
+        dataset = build.open_dataset(config, split)
+    except ValueError as error:
+        raise ValueError(f"{error}\n(Of a trained run, --split=train measures the training images.)") from error
     facts, here = run.facts, (tuple(dataset.shape), dataset.num_values, tuple(dataset.class_names))
     if here != (facts.shape, facts.num_values, facts.class_names):
         raise ValueError(
@@ -128,111 +116,75 @@ def _open(run: build.Run, split: str) -> Dataset:
     return dataset
 
 
-def _bound(run: build.Run, how: Protocol) -> Measure:
-    """The variational bound: of every step, of some of them, or of infinitely many."""
-    schedule, num_values = run.schedule, run.facts.num_values
-    if schedule.num_steps is None:
-        if how.num_steps is not None:
-            raise ValueError(
-                f"got num_steps={how.num_steps}, but the path is continuous and its bound has infinitely many: "
-                "num_terms says how many are drawn for each image."
-            )
-        draws = how.num_terms or 32
-
-        def continuous(params: Params, each: Any, images: Any, cond: Any) -> Any:
-            denoise = run.denoiser(params, cond)
-            found = bits.continuous_vlb_bpd(denoise, images, schedule, each, num_values=num_values, num_terms=draws)
-            return found._asdict(), {}
-
-        return continuous
-    steps = sampling.strided(schedule, how.num_steps)
-    options: dict[str, Any] = {"num_values": num_values, "variance": run.config.sampler.get("variance")}
-
-    def chain(params: Params, each: Any, images: Any, cond: Any) -> Any:
-        denoise = run.denoiser(params, cond)
-        if how.num_terms is not None:
-            estimate = bits.vlb_bpd_estimate(denoise, images, steps, each, num_terms=how.num_terms, **options)
-            return estimate._asdict(), {}
-        found = bits.vlb_bpd(denoise, images, steps, each, **options)
-        return {"total": found.total, "L_T": found.L_T, "L_0": found.L_0}, {"L_t": found.L_t, "mse": found.mse}
-
-    return chain
-
-
-def _exact(run: build.Run, how: Protocol) -> Measure:
-    """The exact likelihood of the probability flow."""
-    options: dict[str, Any] = {
-        "num_values": run.facts.num_values,
-        "dequantise": how.dequantise if run.facts.num_values else "none",
-        "trace": how.trace,
-        "num_probes": how.num_probes,
-        "solver": how.solver,
-        "schedule": run.schedule if run.schedule.num_steps is None else None,
-    }
-    steps = _ode_grid(run.schedule, run.facts.num_values, how.ode_steps)
-
-    def exact(params: Params, each: Any, images: Any, cond: Any) -> Any:
-        found = bits.ode_bpd(run.denoiser(params, cond), images, steps, each, **options)
-        return {"total": found.bpd, "nfe": found.nfe}, {}
-
-    return exact
-
-
-def _ode_grid(schedule: Schedule, num_values: int, num_steps: int) -> Step:
-    """Even in log-SNR, from the noisiest level to the one where the data's values stand apart."""
-    if schedule.num_steps is None:
-        high, low = bits.log_snr_ends(schedule, num_values)
-        high -= 1e-4  # a least noise is a limit that no time reaches
-    else:
-        high, low = (float(schedule.level(t).log_snr) for t in (1, schedule.num_steps))
-        high = min(high, bits.least_noisy(num_values))
-    return sampling.uniform_log_snr(schedule, num_steps, max(low, NOISIEST), high)
-
-
-def _description(run: build.Run, how: Protocol) -> dict[str, Any]:
+def _description(run: build.Run, how: Protocol, split: str, count: int) -> dict[str, Any]:
     """What is measured, and how."""
-    blocks = to_json(run.config)
+    settings = {k: v for k, v in workdir.flat(to_json(run.config)) if not k.startswith(workdir.MAY_CHANGE)}
     return {
-        "data": blocks["data"],
-        "schedule": blocks["schedule"],
-        "sampler": {k: v for k, v in blocks["sampler"].items() if k in ("variance", "threshold", "percentile")},
-        "protocol": how._asdict(),
+        "split": split,
+        "num_images": count,
         "num_values": run.facts.num_values,
         "conditions": list(run.conditions.names),
+        "protocol": how._asdict(),
         "checkpoint_step": run.step,
         "ema": next(iter(run.ema_decays)),
+        "parameters": _fingerprint(run.params),
+        "config": {k: v for k, v in settings.items() if k != "data.path"},
     }
 
 
-def _hash(made: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
+def _fingerprint(params: Params) -> str:
+    """A hash of every parameter."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _name(made: Mapping[str, Any], asked: Asked) -> str:
+    """Another name for other numbers: what was asked for in words, the rest as a hash."""
+    words = outputs.words({key: value for key, value in asked._asdict().items() if value})
+    digest = hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return "_".join([made["split"], f"n{made['num_images']}", *words, f"checkpoint{made['checkpoint_step']}", digest])
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged ({error}); delete it to measure again.") from error
 
 
 def _write(file: Path, made: Mapping[str, Any], found: Found, times: Any, seconds: float) -> None:
     """The JSON, last; each image's numbers, and the plot of the bound's terms at their times, beside it."""
-    numbers: dict[str, Any] = {name: total.tolist() for name, total in found.means().items()}
+    numbers: dict[str, Any] = {}
+    for name, values in found.rows.items():
+        mean, error = library.mean_and_error(values)
+        numbers[name] = {"mean": mean, "standard_error": error if np.isfinite(error) else None}
+    numbers |= {name: total.tolist() for name, total in found.means().items()}
     if times is not None:
         numbers["bound/t"] = times.tolist()
         plots.bound_terms(file.with_suffix(".png"), times, found)
-    for name, values in found.rows.items():
-        mean, error = bits.mean_and_error(values)
-        numbers[name] = {"mean": mean, "standard_error": error}
     arrays: dict[str, Any] = {name.replace("/", "_"): values for name, values in found.rows.items()}
     np.savez(file.with_suffix(".npz"), **arrays)
     workdir.write(file.parent, file.name, {**made, "bits_per_dimension": numbers, "seconds": seconds, **provenance()})
 
 
-def _lines(written: Mapping[str, Any]) -> Iterator[str]:
+def _lines(written: Mapping[str, Any], file: Path) -> Iterator[str]:
     """What is said of a measurement."""
-    numbers = written["bits_per_dimension"]
+    numbers, how = written["bits_per_dimension"], written["protocol"]
 
     def of(name: str) -> str:
-        return f"{numbers[name]['mean']:.4f} +- {numbers[name]['standard_error']:.4f}"
+        error = numbers[name]["standard_error"]
+        return f"{numbers[name]['mean']:.4f}" + (f" +- {error:.4f}" if error is not None else "") + " bits/dim"
 
-    kept = ", ".join(
-        f"{name.split('/')[1]} {number['mean']:.4g}"
-        for name, number in numbers.items()
-        if name.startswith("bound/") and name != "bound/total" and isinstance(number, dict)
-    )
-    yield f"bound {of('bound/total')} bits/dim ({kept})"
-    yield f"exact {of('exact/total')} bits/dim, {numbers['exact/nfe']['mean']:.0f} evaluations an image"
+    summands = [name for name in SUMMANDS if f"bound/{name}" in numbers]
+    summed = " + ".join(f"{name} {numbers[f'bound/{name}']['mean']:.4g}" for name in summands)
+    steps = f"{how['num_steps']} steps, variance {how['variance']}" if how["num_steps"] else "infinitely many steps"
+    yield f"bound {of('bound/total')} = {summed} ({steps}, threshold {how['threshold']})"
+    if "ode/total" in numbers:
+        ways = f"{how['solver']}, {how['trace']} trace, dequantise {how['dequantise']}, no threshold"
+        nfe = f"{numbers['ode/nfe']['mean']:.0f} evaluations, whose error is not in +-"
+        yield f"ode   {of('ode/total')} ({ways}; {nfe})"
+    conditions = f" with their {', '.join(written['conditions'])}" if written["conditions"] else ""
+    images = f"{written['num_images']} {written['split']} images{conditions} in {written['seconds']:.1f} s"
+    yield f"{images}: {file} and what lies beside it"

@@ -1,6 +1,7 @@
 """One exact pass over a data set, on all devices, which a killed process takes up where it was."""
 
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ def one_pass(
     batch_size: int,
     kept: Path,
 ) -> Found:
-    """The numbers of the first num_images images, each measured once, float64.
+    """The numbers of the first num_images images, each measured once, float64, whole on the first process.
 
     reads: the entries of a record that condition the model. kept: a file that holds what is done after each batch; the
     same call goes on from it. An image's keys follow from the seed, its id and the part's name.
@@ -55,7 +56,8 @@ def one_pass(
 
     measure = jax.jit(_together(parts, keys.stream(jax.random.key(seed), "pass")))
     found = _read(kept)
-    done = len(next(iter(found.rows.values()), ()))
+    done = devices.of_first_process(len(next(iter(found.rows.values()), ())))
+    say(f"measuring {num_images - done} images; the first batch is compiled before")
     for ids in _bar(range(done, num_images, size), num_images, size):
         rows = np.minimum(ids, num_images - 1)  # the last batch is filled up, then cut
         batch = pipeline.gather(dataset, rows)
@@ -110,12 +112,17 @@ def _joined(found: Found, measured: Mapping[str, Any], count: int) -> Found:
 def _read(kept: Path) -> Found:
     """What a pass before has done; nothing where there was none."""
     found = Found({}, {})
-    if kept.exists():
+    if not kept.exists():
+        return found
+    try:
         with np.load(kept) as arrays:
             for name in arrays:
                 kind, _, place = name.partition(":")
                 getattr(found, kind)[place] = arrays[name]
-        say(f"going on behind image {len(next(iter(found.rows.values())))}: {kept} was there")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        say(f"{kept} is damaged ({error}): every image is measured anew")
+        return Found({}, {})
+    say(f"going on behind image {len(next(iter(found.rows.values())))}: {kept} was there")
     return found
 
 
