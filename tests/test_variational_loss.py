@@ -102,7 +102,9 @@ def test_learning_directly_says_the_variance_of_x_0():
     x_t = jnp.linspace(-1, 1, 6).reshape(3, 2)
     level = step.now
     prediction = param.predict(jnp.concatenate([x_t, jnp.zeros_like(x_t)], -1), x_t, level)
-    np.testing.assert_allclose(prediction.var_x_0, expand(level.sigma**2, x_t) * jnp.ones_like(x_t), rtol=1e-5)
+    np.testing.assert_allclose(
+        prediction.log_var_x_0, jnp.log(expand(level.sigma**2, x_t)) * jnp.ones_like(x_t), rtol=1e-5, atol=1e-6
+    )
     found = gaussian.reverse_log_variance(prediction, step, "learned")
     np.testing.assert_allclose(found, expand(gaussian.log_variances(step)[1], x_t) * jnp.ones_like(x_t), rtol=1e-4)
 
