@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from diffusion import continuous_bound
 from diffusion.bound import ChainTerm, prior
-from diffusion.continuous_bound import BITS
 from diffusion.gaussian import diffuse
 from diffusion.keys import stream
 from diffusion.learned_schedules import LearnedSchedule, for_less_variance
@@ -24,7 +23,7 @@ from diffusion.levels import LevelSampler, adaptive
 from diffusion.lookup import suggest
 from diffusion.objectives import Objective
 from diffusion.parameterization import Parameterization
-from diffusion.types import Cond, NoiseLevel, expand
+from diffusion.types import BITS, Cond, NoiseLevel, expand, mean_per_sample
 from diffusion.weights import Weight
 
 Apply = Callable[..., Any]
@@ -103,8 +102,7 @@ def denoising_loss(
     def error(x_t: Any, eps: Any, level: NoiseLevel, cond: dict[str, Any]) -> dict[str, Any]:
         output = _output(apply, params, param, x_t, level, cond, key, self_conditioning)
         F, V = param.halves(output)
-        difference = NORMS[norm](F - param.target(x_0, eps, level))
-        loss = weight(level, param) * difference.reshape(difference.shape[0], -1).mean(1)
+        loss = weight(level, param) * mean_per_sample(NORMS[norm](F - param.target(x_0, eps, level)))
         if bound is None:
             return {"loss": loss}
         held = jnp.concatenate([jax.lax.stop_gradient(F), V], axis=-1)

@@ -60,12 +60,17 @@ def check_bound(config: ConfigDict, schedule: Schedule) -> None:
             f"the bound over steps needs a discrete chain, but schedule.name={config.schedule.name} is continuous. Use "
             "weight.name=vlb, the bound of infinitely many steps, or a chain such as cosine_alpha_bar."
         )
-    if config.data.augment is not None:
-        raise ValueError("data.augment moves pixels off the values whose probability the bound is; leave it out.")
+    check_unmoved(config)
     if on_bound and loss.norm != "l2":
         raise ValueError(f"got loss.norm={loss.norm} with loss.name=vlb, which has no norm; leave it out.")
     if on_bound:
         check_unused(config, ("weight",))
+
+
+def check_unmoved(config: ConfigDict) -> None:
+    """ValueError where the bound would be that of augmented images."""
+    if config.data.augment is not None:
+        raise ValueError("data.augment moves pixels off the values whose probability the bound is; leave it out.")
 
 
 def check_says_x_0(config: ConfigDict, param: Parameterization, schedule: Schedule) -> None:

@@ -330,7 +330,7 @@ DIGITS = {"num_values": 17}
     ("options", "words"),
     [
         ({"num_values": 0}, "num_values=0, dequantise='uniform'; expected .* num_values=0 with 'none'"),
-        ({"num_values": 1}, "got num_values=1"),
+        ({"num_values": 1}, "got num_values=1, expected at least 2"),
         (DIGITS | {"dequantise": "none"}, "dequantise='none'; expected 'uniform' or 'variational'"),
         (DIGITS | {"dequantise": "flow++"}, "dequantise='flow\\+\\+'"),
         (DIGITS | {"trace": "hutch++"}, "got trace='hutch\\+\\+', .*expected 'hutchinson'"),
