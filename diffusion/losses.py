@@ -128,6 +128,7 @@ def variational_loss(
 
     Each sample's own term of the bound at its level, times T; everything else is as in `denoising_loss`. The terms
     differ by orders of magnitude: draw levels with `levels.loss_second_moment` (Nichol & Dhariwal 2021, eq. 18).
+    Where no variance is learned it is the bound of the variance that `bound` was made for ("large", as `build` does).
     """
     x_0 = batch["image"]
 
@@ -177,7 +178,7 @@ def continuous_bound_loss(
     """(loss, metrics): the bound of infinitely many steps in bits per dimension, of a network and its schedule.
 
     prior + reconstruction + diffusion (`continuous_bound`), the mean over the batch. The gradient of the schedule's
-    shape is that of the mean squared diffusion term (`learned_schedules.for_less_variance`).
+    shape is that of the mean squared diffusion term over twice its mean (`learned_schedules.for_less_variance`).
 
     params:  {"network": ..., "schedule": those of `learned`}; apply takes the whole and reads "network" of it.
     levels:  whose times are drawn, uniform on (0, 1]; the levels at these times are the learned ones.

@@ -54,8 +54,8 @@ def test_the_bound_in_the_hybrid_loss_trains_the_variance_alone():
     assert abs(of_vlb["mean"]) > 1e-3  # which the bound alone would train too
 
 
-def test_the_bound_alone_is_the_sum_of_its_terms_in_bits():
-    """Over every step and the same noise, T times the mean term is what `vlb_bpd` calls L_t and L_0."""
+def test_the_bound_alone_is_the_mean_of_each_samples_own_term():
+    """At the levels and with the noise that are drawn by name; that the terms add up is tests/test_bound.py's."""
     level = LEVELS(stream(KEY, "levels"), 32)
     eps = jax.random.normal(stream(KEY, "noise"), BATCH["image"].shape)
     x_t = gaussian.diffuse(BATCH["image"], eps, level)

@@ -225,8 +225,11 @@ def _adaptive(solver: str, schedule: Schedule | None, steps: Step, **options: An
     if solver not in ode.SOLVERS:
         raise ValueError(f"got solver={solver!r}, expected heun or, adaptive, one of {', '.join(ode.SOLVERS)}.")
     name = f"solver={solver!r}"
-    if schedule is None:
-        raise ValueError(f"{name} follows a continuous path: pass schedule=, the one that the grid was made from.")
+    if schedule is None or schedule.num_steps is not None:
+        raise ValueError(
+            f"{name} follows a continuous path: pass schedule=, the one that the grid was made from. A chain has no "
+            "levels in between: use solver=heun."
+        )
     solve = ode.adaptive(
         name,
         schedule,
