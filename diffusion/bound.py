@@ -24,10 +24,12 @@ from jaxtyping import Float
 
 from diffusion import decoder, gaussian
 from diffusion.schedules import Schedule
-from diffusion.types import NoiseLevel, Prediction, Step, expand, float32, namespace
+from diffusion.types import BITS, NoiseLevel, Prediction, Step, expand, float32, mean_per_sample, namespace
 
 ChainTerm = Callable[[Prediction, Any, NoiseLevel], Any]
 """(prediction, x_0, level) -> an unbiased estimate of the bound from the level's own term, [batch]."""
+
+_BELOW_SMALL = 40.0  # a learned log-variance that lies lower counts as this: exp(40) of a KL leaves float32 room for T
 
 
 def divergence(
@@ -38,11 +40,7 @@ def divergence(
     prediction: at an x_t ~ q(x_now | x_0). step: fields [] or [batch]. variance: that of p, of `gaussian.VARIANCES`.
     log_small:  the step's own small log-variance, of `log_small`.
     """
-    # both means have the same share of x_t
-    apart = expand(step.to.alpha * -jnp.expm1(-step.h), x_0) * (x_0 - prediction.x_0)
-    log_var = _log_variance(prediction, x_0, step, log_small, variance)
-    small = jnp.broadcast_to(expand(log_small, x_0), x_0.shape)
-    return _mean(gaussian.kl(apart, small, jnp.zeros_like(apart), log_var))
+    return _divergence(prediction, x_0, step, log_small, _log_variance(prediction, x_0, step, log_small, variance))
 
 
 def surprise(
@@ -53,23 +51,41 @@ def surprise(
     num_values: of the data set (`decoder.log_prob`). A fixed variance, "small" or "large", is the same here, log_small:
     DDPM's code takes the second step's small one for both, "to get a better decoder log likelihood".
     """
-    fixed = "small" if variance == "large" else variance
-    log_var = _log_variance(prediction, x_0, step, log_small, fixed)
-    return -_mean(decoder.log_prob(x_0, prediction.x_0, log_var, num_values))
+    log_var = _log_variance(prediction, x_0, step, log_small, _of_surprise(variance))
+    return -mean_per_sample(decoder.log_prob(x_0, prediction.x_0, log_var, num_values))
 
 
 def term(
     prediction: Prediction, x_0: Float[Any, "*shape"], step: Step, log_small: Any, *, variance: str, num_values: int
 ) -> Float[Any, " batch"]:
     """The bound's term for any step, [batch]: `surprise` where `to` is clean, else `divergence`."""
-    noisy = divergence(prediction, x_0, step, log_small, variance=variance)
-    clean = surprise(prediction, x_0, step, log_small, variance=variance, num_values=num_values)
-    return jnp.where(step.to.sigma > 0, noisy, clean)
+    noisy = step.to.sigma > 0
+    small, at_noisy, at_clean = (
+        _log_variance(prediction, x_0, step, log_small, which) for which in ("small", variance, _of_surprise(variance))
+    )
+    # what is not chosen is given harmless numbers: `where` alone would let its NaN into the gradient
+    at_noisy = jnp.where(expand(noisy, x_0), at_noisy, small)
+    at_clean = jnp.where(expand(noisy, x_0), small, at_clean)
+    of_clean = -mean_per_sample(decoder.log_prob(x_0, prediction.x_0, at_clean, num_values))
+    return jnp.where(noisy, _divergence(prediction, x_0, step, log_small, at_noisy), of_clean)
+
+
+def _divergence(prediction: Prediction, x_0: Any, step: Step, log_small: Any, log_var: Any) -> Any:
+    # both means have the same share of x_t
+    apart = expand(step.to.alpha * -jnp.expm1(-step.h), x_0) * (x_0 - prediction.x_0)
+    small = jnp.broadcast_to(expand(log_small, x_0), x_0.shape)
+    return mean_per_sample(gaussian.kl(apart, small, jnp.zeros_like(apart), log_var))
 
 
 def _log_variance(prediction: Prediction, x_0: Any, step: Step, log_small: Any, variance: str) -> Any:
+    """Of p(x_to | x_t), of x_0's shape; counted as 40 below the small one where it lies lower."""
     log_var = gaussian.reverse_log_variance(prediction, step, variance, log_small)
-    return jnp.broadcast_to(expand(log_var, x_0), x_0.shape)
+    log_var = jnp.broadcast_to(expand(log_var, x_0), x_0.shape)
+    return jnp.maximum(log_var, expand(log_small, x_0) - _BELOW_SMALL) if variance == "learned" else log_var
+
+
+def _of_surprise(variance: str) -> str:
+    return "small" if variance == "large" else variance
 
 
 def prior(x_0: Float[Any, "*shape"], level: NoiseLevel) -> Float[Any, " batch"]:
@@ -82,7 +98,7 @@ def prior(x_0: Float[Any, "*shape"], level: NoiseLevel) -> Float[Any, " batch"]:
     total = alpha**2 + sigma**2
     log_ratio = -np_.log1p(alpha**2 / sigma**2)  # log(sigma^2 / total), exact where almost nothing of x_0 is left
     variances = (np_.expm1(log_ratio) - log_ratio) / 2
-    return expand(alpha**2 / total, x_0[:, 0]) * _mean(x_0**2) / 2 + variances
+    return alpha**2 / total * mean_per_sample(x_0**2) / 2 + variances
 
 
 def log_small(steps: Step) -> Float[np.ndarray, " n"]:
@@ -111,11 +127,6 @@ def of_chain(schedule: Schedule, *, variance: str, num_values: int) -> ChainTerm
 
     def at(prediction: Prediction, x_0: Any, level: NoiseLevel) -> Any:
         step, small = jax.tree.map(lambda column: column[T - level.t], columns)
-        return T / np.log(2) * term(prediction, x_0, step, small, variance=variance, num_values=num_values)
+        return T * BITS * term(prediction, x_0, step, small, variance=variance, num_values=num_values)
 
     return at
-
-
-def _mean(x: Any) -> Any:
-    """Over all axes but the first."""
-    return x.reshape(x.shape[0], -1).mean(1)

@@ -12,21 +12,17 @@ The model starts at the noise that `sampling.generate` starts from. Everything d
 same two ends every path has the same bound (their section 5.1), and only the variance of an estimate of the integral
 depends on how its levels are drawn.
 
-All terms are in nats per dimension, one for each sample: the mean over its values. BITS turns them into bits.
+All terms are in nats per dimension, one for each sample: the mean over its values. `types.BITS` turns them into bits.
 """
 
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion.types import expand
-
-BITS = 1 / math.log(2)
-"""Bits in a nat."""
+from diffusion import decoder
+from diffusion.types import mean_per_sample
 
 
 def diffusion(
@@ -37,7 +33,7 @@ def diffusion(
     rate: log-SNR per unit of what the level was drawn from uniformly, [] or [batch]: the difference of the two ends for
     a uniform log-SNR; (end - start) (-d log_snr / dt) for a uniform time.
     """
-    return rate / 2 * _mean(jnp.square(eps - eps_hat))
+    return rate / 2 * mean_per_sample(jnp.square(eps - eps_hat))
 
 
 def reconstruction(
@@ -45,20 +41,15 @@ def reconstruction(
 ) -> Float[Array, " batch"]:
     """-log P(x_0 | x_1), x_1 = alpha x_0 + sigma eps being the least noisy level, of this log-SNR, [] or [batch].
 
-    P(v | x_1) is proportional to N(x_1; alpha v, sigma^2) over the num_values evenly spaced values v in [-1, 1] that a
-    pixel can have, of which x_0 is one (section 3.3); with r = alpha / sigma,
-    -log P = log sum_v exp(-r^2 (x_0 - v)^2 / 2 - r (x_0 - v) eps).
+    P is a probability over the num_values evenly spaced values in [-1, 1] that a pixel can have, of which x_0 is one
+    (`decoder.log_posterior`).
 
     num_values = 0 is for continuous data, whose density is N(x_0; x_1 / alpha, sigma^2 / alpha^2): its mean over eps.
     """
-    check_num_values(num_values)
+    if num_values:
+        return -mean_per_sample(decoder.log_posterior(x_0, eps, log_snr, num_values))
     log_snr = jnp.asarray(log_snr, jnp.float32)
-    if not num_values:
-        return jnp.broadcast_to((1 + jnp.log(2 * jnp.pi) - log_snr) / 2, x_0.shape[:1])
-    values = np.linspace(-1, 1, num_values, dtype=np.float32).reshape((1,) * x_0.ndim + (-1,))
-    difference = x_0[..., None] - values
-    away = expand(jnp.exp(log_snr / 2), difference) * difference
-    return _mean(jax.nn.logsumexp(-away * (away / 2 + eps[..., None]), axis=-1))
+    return jnp.broadcast_to((1 + jnp.log(2 * jnp.pi) - log_snr) / 2, x_0.shape[:1])
 
 
 def least_noisy(num_values: int) -> float:
@@ -67,15 +58,5 @@ def least_noisy(num_values: int) -> float:
     There 6 sigma / alpha fit between two neighbouring values, 2 / (num_values - 1): 13.28 for 8-bit images (VDM starts
     at 13.3), 7.74 for 17 values. Continuous data (0) begin at sigma / alpha = 1e-3, log-SNR 13.8.
     """
-    check_num_values(num_values)
+    decoder.check_num_values(num_values)
     return 2 * math.log(3 * (num_values - 1) if num_values else 1000)
-
-
-def check_num_values(num_values: int) -> None:
-    """ValueError for a number of values that no pixel has."""
-    if num_values < 0 or num_values == 1:
-        raise ValueError(f"got num_values={num_values}, expected at least 2 (256 for 8-bit images), or 0: continuous.")
-
-
-def _mean(terms: Float[Array, "batch *shape"]) -> Float[Array, " batch"]:
-    return terms.reshape(len(terms), -1).mean(1)

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from diffusion.types import Array
+from diffusion.types import Array, expand
 
 _LOG_VARIANCE_LIMIT = 60.0
 _QUADRATURE = np.transpose(np.polynomial.legendre.leggauss(6)).tolist()  # (node, weight): 8e-9 where a bin is narrow
@@ -53,19 +53,54 @@ def log_prob(
                    continuous, and the result is the Gaussian's log-density.
 
     float32, within 1e-6 max(1, |log p|) of the exact value, with finite gradients throughout (tests/test_decoder.py).
-    ValueError if num_values is 1 or negative.
+    ValueError as of `check_num_values`.
     """
-    if num_values < 0 or num_values == 1:
-        raise ValueError(
-            f"got num_values={num_values}, expected 2 or more values, such as 256 for 8-bit images, or 0 for "
-            "continuous data."
-        )
+    check_num_values(num_values)
     x_0, mean = jnp.asarray(x_0, jnp.float32), jnp.asarray(mean, jnp.float32)
     log_variance = jnp.clip(jnp.asarray(log_variance, jnp.float32), -_LOG_VARIANCE_LIMIT, _LOG_VARIANCE_LIMIT)
     precision = jnp.exp(-log_variance / 2)  # 1 / scale
     if num_values == 0:
         return -0.5 * ((x_0 - mean) * precision) ** 2 - 0.5 * log_variance - _LOG_SQRT_2_PI
     return _log_mass(x_0, mean, precision, num_values)
+
+
+def log_posterior(
+    x_0: Float[Array, "*shape"], eps: Float[Array, "*shape"], log_snr: Any, num_values: int
+) -> Float[jax.Array, "*shape"]:
+    """log P(x_0 | x_t) in nats, element by element, with x_t = alpha x_0 + sigma eps at a log-SNR, [] or [batch].
+
+    P(v | x_t) is proportional to N(x_t; alpha v, sigma^2) over the num_values values v that a pixel can have; x_0
+    stands for the nearest (Kingma et al. 2021, arXiv:2107.00630, section 3.3). With r = alpha / sigma,
+
+        -log P = log sum_v exp(-r^2 (x_0 - v)^2 / 2 - r (x_0 - v) eps).
+
+    The sum is a scan: num_values times the batch is too much, and would be again in the backward pass.
+    """
+    check_num_values(num_values)
+    last = num_values - 1
+    apart = expand(jnp.exp(jnp.asarray(log_snr, jnp.float32) / 2), x_0) * (2 / last)  # of two neighbours, in sigmas
+    own = jnp.clip(jnp.round((x_0 + 1) * (last / 2)), 0, last)
+
+    def exponent(value: Any) -> Any:
+        away = apart * (own - value)
+        return -away * (away / 2 + eps)
+
+    # the largest exponent is that of the value nearest to x_t / alpha; the sum is linear in its terms, so that its
+    # gradient needs none of the partial sums, as it would those of logaddexp
+    largest = jax.lax.stop_gradient(exponent(jnp.clip(jnp.round(own + eps / apart), 0, last)))
+
+    @jax.checkpoint
+    def add(total: Any, value: Any) -> tuple[Any, None]:
+        return total + jnp.exp(exponent(value) - largest), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros_like(largest), jnp.arange(num_values, dtype=jnp.float32))
+    return -largest - jnp.log(total)
+
+
+def check_num_values(num_values: int) -> None:
+    """ValueError for a number of values that no pixel has."""
+    if num_values < 0 or num_values == 1:
+        raise ValueError(f"got num_values={num_values}, expected at least 2 (256 for 8-bit images), or 0: continuous.")
 
 
 def _log_mass(x_0: Any, mean: Any, precision: Any, num_values: int) -> Any:

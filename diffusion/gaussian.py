@@ -37,7 +37,7 @@ variance is a choice, and DDPM names two: the posterior's own, sigma_to^2 k ("sm
 were a single point; and the forward kernel's, sigma_now^2 k = beta_t ("large"), right if the data were
 N(0, I). Real data lies between them, and a network can learn where ("learned"): as the place between both on a
 logarithmic scale (Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 15), or as Var[x_0 | x_t], from which the variance
-of any step follows by the law of total variance (Bao et al. 2022, arXiv:2201.06503, theorem 1),
+of any step follows by the law of total variance (per pixel in Bao et al. 2022, arXiv:2206.07309),
 
     Var[x_to | x_now] = sigma_to^2 k + (alpha_to k)^2 Var[x_0 | x_now].            (`reverse_log_variance`)
 
@@ -111,25 +111,25 @@ def reverse_log_variance(prediction: Prediction, step: Step, variance: str, log_
     Var[x_0 | x_now] it follows on any grid.
     """
     np = namespace(step.h)
-    small, large = log_variances(step)
-    small = np.where(np.isneginf(small), large, small) if log_small is None else log_small
+    own_small, large = log_variances(step)
+    small = np.where(np.isneginf(own_small), large, own_small) if log_small is None else log_small
     if variance != "learned":
         return small if variance == "small" else large
     if prediction.var_frac is not None:
         return expand(small, prediction.var_frac) + prediction.var_frac * expand(large - small, prediction.var_frac)
-    if prediction.var_x_0 is None:
+    log_var_x_0 = prediction.log_var_x_0
+    if log_var_x_0 is None:
         raise ValueError(
             "variance='learned' needs a model that learns one: train with parameterization.variance=range (or direct), "
             "or take variance='large'."
         )
-    k, var_x_0 = _kept(step.h), prediction.var_x_0
-    of_x_t, of_x_0 = expand(step.to.sigma**2 * k, var_x_0), expand((step.to.alpha * k) ** 2, var_x_0)
-    return namespace(var_x_0).log(of_x_t + of_x_0 * var_x_0)
+    of_x_0 = 2 * (np.log(step.to.alpha) + np.log(_kept(step.h)))
+    return namespace(log_var_x_0).logaddexp(expand(own_small, log_var_x_0), expand(of_x_0, log_var_x_0) + log_var_x_0)
 
 
 def learned_or_large(prediction: Prediction) -> str:
     """The variance that is meant where none is named: "learned" where the model learned one, else DDPM's "large"."""
-    return "large" if prediction.var_frac is None and prediction.var_x_0 is None else "learned"
+    return "large" if prediction.var_frac is None and prediction.log_var_x_0 is None else "learned"
 
 
 def _kept(h: Any) -> Any:

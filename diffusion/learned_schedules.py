@@ -5,7 +5,8 @@
 The two ends are trained on the bound, of which they are a part. The shape u is not: between the same ends every shape
 has the same bound (section 5.1). It decides how often each level is drawn and so how much the loss varies, and is
 trained to lower that: on the mean of the squared losses, since the mean of the losses does not depend on it (section
-5.3). Both gradients come from one backward pass (`for_less_variance`).
+5.3), in units of the loss, so that a global norm is not all the shape's. Both gradients come from one backward pass
+(`for_less_variance`).
 
 A learned schedule is a pure function of its parameters, a tree {"ends": {"log_snr_max", "log_snr_min"}, "shape": ...}:
 of a numpy tree `at` makes float64 levels on the host, of a JAX tree float32 ones.
@@ -121,10 +122,12 @@ def learned_log_snr(log_snr_max: float = 13.3, log_snr_min: float = -5.0, hidden
 
 
 def for_less_variance(losses: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """losses(model, place) -> [batch], with the gradient of the squared losses for `place`, and its own for `model`.
+    """losses(model, place) -> [batch], with its own gradient for `model`, and that of the squared losses for `place`.
 
     place: a tree of [batch] leaves, row i of which enters the loss of sample i alone. Then dL_i^2 = 2 L_i dL_i, so
-    that one backward pass serves both (VDM, section 5.3).
+    that one backward pass serves both (VDM, section 5.3). The squares are divided by 2 mean(L), as a constant: the
+    direction is the same, and the size that of the loss's own gradients, with which a global norm is shared. Row i gets
+    L_i / mean(L) dL_i. The losses are not negative, nor all 0.
     """
 
     @jax.custom_vjp
@@ -138,7 +141,7 @@ def for_less_variance(losses: Callable[[Any, Any], Any]) -> Callable[[Any, Any],
     def backward(kept: Any, cotangent: Any) -> tuple[Any, Any]:
         found, back = kept
         of_model, of_place = back(cotangent)
-        return of_model, jax.tree.map(lambda gradient: 2 * found * gradient, of_place)
+        return of_model, jax.tree.map(lambda gradient: found / found.mean() * gradient, of_place)
 
     both.defvjp(forward, backward)
     return both

@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from diffusion import continuous_bound
 from diffusion.bound import ChainTerm, prior
-from diffusion.continuous_bound import BITS
 from diffusion.gaussian import diffuse
 from diffusion.keys import stream
 from diffusion.learned_schedules import LearnedSchedule, for_less_variance
@@ -24,7 +23,7 @@ from diffusion.levels import LevelSampler, adaptive
 from diffusion.lookup import suggest
 from diffusion.objectives import Objective
 from diffusion.parameterization import Parameterization
-from diffusion.types import Cond, NoiseLevel, expand
+from diffusion.types import BITS, Cond, NoiseLevel, expand, mean_per_sample
 from diffusion.weights import Weight
 
 Apply = Callable[..., Any]
@@ -103,8 +102,7 @@ def denoising_loss(
     def error(x_t: Any, eps: Any, level: NoiseLevel, cond: dict[str, Any]) -> dict[str, Any]:
         output = _output(apply, params, param, x_t, level, cond, key, self_conditioning)
         F, V = param.halves(output)
-        difference = NORMS[norm](F - param.target(x_0, eps, level))
-        loss = weight(level, param) * difference.reshape(difference.shape[0], -1).mean(1)
+        loss = weight(level, param) * mean_per_sample(NORMS[norm](F - param.target(x_0, eps, level)))
         if bound is None:
             return {"loss": loss}
         held = jnp.concatenate([jax.lax.stop_gradient(F), V], axis=-1)
@@ -130,6 +128,7 @@ def variational_loss(
 
     Each sample's own term of the bound at its level, times T; everything else is as in `denoising_loss`. The terms
     differ by orders of magnitude: draw levels with `levels.loss_second_moment` (Nichol & Dhariwal 2021, eq. 18).
+    Where no variance is learned it is the bound of the variance that `bound` was made for ("large", as `build` does).
     """
     x_0 = batch["image"]
 
@@ -179,7 +178,7 @@ def continuous_bound_loss(
     """(loss, metrics): the bound of infinitely many steps in bits per dimension, of a network and its schedule.
 
     prior + reconstruction + diffusion (`continuous_bound`), the mean over the batch. The gradient of the schedule's
-    shape is that of the mean squared diffusion term (`learned_schedules.for_less_variance`).
+    shape is that of the mean squared diffusion term over twice its mean (`learned_schedules.for_less_variance`).
 
     params:  {"network": ..., "schedule": those of `learned`}; apply takes the whole and reads "network" of it.
     levels:  whose times are drawn, uniform on (0, 1]; the levels at these times are the learned ones.

@@ -135,8 +135,8 @@ def _diffrax(wanted_by: str) -> Any:
 def _check_options(wanted_by: str, schedule: Schedule, rtol: float, atol: float, solver: str, max_steps: int) -> None:
     if schedule.num_steps is not None:
         raise ValueError(
-            f"{wanted_by} follows a continuous path, but the schedule is a chain of {schedule.num_steps} steps. "
-            "Use schedule.name=vp_linear, sub_vp_linear, ve_geometric, edm or flow."
+            f"{wanted_by} follows a continuous path, but the schedule is a chain of {schedule.num_steps} steps, which "
+            "has no levels in between. Use schedule.name=vp_linear, sub_vp_linear, ve_geometric, edm or flow."
         )
     if not (rtol > 0 and atol > 0 and max_steps >= 1):
         raise ValueError(f"got rtol={rtol}, atol={atol}, max_steps={max_steps}; expected positive numbers.")

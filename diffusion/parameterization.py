@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from diffusion import gaussian
 from diffusion.schedules import Schedule
-from diffusion.types import Array, Cond, NoiseLevel, Params, Prediction, Step, expand, float32
+from diffusion.types import Array, Cond, NoiseLevel, Params, Prediction, Step, expand, float32, namespace
 
 LEARNED = ("range", "direct")
 """How a variance can be learned: as the place of a step's log-variance between DDPM's two, or as Var[x_0 | x_t]."""
@@ -67,17 +67,17 @@ class Parameterization:
 
         Where the variance is learned, the output has twice x_t's channels. Its second half V is var_frac = (V + 1) / 2
         with "range" (as in the code of Nichol & Dhariwal 2021; eq. 15 has v for it, which need not lie in [0, 1]), and
-        with "direct" var_x_0 = exp(V) sigma^2 / (alpha^2 + sigma^2), where V = 0 is right for data ~ N(0, I).
+        with "direct" log_var_x_0 = V + log(sigma^2 / (alpha^2 + sigma^2)), where V = 0 is right for data ~ N(0, I).
         """
         F, V = self.halves(output)
         _, c_skip, c_out = self.coefs(level)
         eps_skip, eps_out = (1 - level.alpha * c_skip) / level.sigma, -level.alpha * c_out / level.sigma
-        prior = level.sigma**2 / (level.alpha**2 + level.sigma**2)
+        log_prior = -namespace(level.log_snr).logaddexp(0, level.log_snr)  # log(sigma^2 / (alpha^2 + sigma^2))
         return Prediction(
             x_0=expand(c_skip, x_t) * x_t + expand(c_out, x_t) * F,
             eps=expand(eps_skip, x_t) * x_t + expand(eps_out, x_t) * F,
             var_frac=(V + 1) / 2 if self.variance == "range" else None,
-            var_x_0=expand(prior, x_t) * jnp.exp(V) if self.variance == "direct" else None,
+            log_var_x_0=expand(log_prior, x_t) + V if self.variance == "direct" else None,
         )
 
 

@@ -7,6 +7,7 @@ levels; everybody else only reads them. Nobody but the schedule does arithmetic 
 index of a chain (1..T, 0 = clean) or a continuous time, and grows with the noise in either case.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ import numpy as np
 Array = jax.Array | np.ndarray
 Params = Any
 """A network's parameters: a tree of arrays."""
+BITS = 1 / math.log(2)
+"""Bits in a nat."""
 Cond = Mapping[str, Array]
 """What a network is conditioned on besides the noise level, one row a sample: {"label": [b], ...}."""
 
@@ -64,14 +67,14 @@ class Prediction(NamedTuple):
                the large (1) one, of the shape of x_t (`gaussian.reverse_log_variance`).
     push:      the gradient that guides, of the shape of x_t, where x_0 and eps have been moved by it
                (`guidance.energy`): what ancestral sampling shifts its mean by.
-    var_x_0:   where it is learned directly, the variance of x_0 given x_t, of the shape of x_t.
+    log_var_x_0:  where it is learned directly, the logarithm of the variance of x_0 given x_t, of the shape of x_t.
     """
 
     x_0: Any
     eps: Any
     var_frac: Any = None
     push: Any = None
-    var_x_0: Any = None
+    log_var_x_0: Any = None
 
 
 Denoiser = Callable[[Any, NoiseLevel], Prediction]
@@ -104,6 +107,11 @@ def expand(per_sample: Any, x: Any) -> Any:
     """A value of shape [] or [batch], reshaped to multiply x of shape [batch, ...] sample by sample."""
     missing = np.ndim(x) - np.ndim(per_sample)
     return per_sample.reshape(per_sample.shape + (1,) * missing) if np.ndim(per_sample) else per_sample
+
+
+def mean_per_sample(x: Any) -> Any:
+    """The mean over all axes but the first, [batch]."""
+    return x.reshape(len(x), -1).mean(1)
 
 
 def check_positive(name: str, value: float) -> float:

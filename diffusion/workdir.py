@@ -4,6 +4,7 @@
     checkpoints/     one folder per saved step                metrics.jsonl, tensorboard/
     samples/         grids drawn during training, and what --mode=sample writes
     edits/           what --mode=edit writes                  loss.png     the loss curve, at the end
+    likelihood/      what --mode=likelihood writes
     test.json        of a guide, at the end: how well it reads its test set
 
 The folder's name never changes, so the same command finds its own checkpoints again.

@@ -1,11 +1,13 @@
 """The bound's terms against closed forms: Gaussian data, for which every expectation is known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import bound, gaussian, sampling, schedules
+from diffusion import bound, gaussian, parameterization, sampling, schedules
 from diffusion.types import Prediction, float32
 from tests import laws
 
@@ -23,7 +25,7 @@ CHAINS = {
 def exact(x_t, level):
     """The exact prediction for data ~ N(0, STD^2), with its variance."""
     prediction = laws.gaussian_denoiser(0.0, STD)(x_t, level)
-    return prediction._replace(var_x_0=jnp.full_like(x_t, 1) * conditional_variance(level).reshape(-1, 1))
+    return prediction._replace(log_var_x_0=jnp.zeros_like(x_t) + jnp.log(conditional_variance(level)).reshape(-1, 1))
 
 
 def conditional_variance(level):
@@ -140,3 +142,65 @@ def test_the_mean_over_the_chain_is_the_sum_of_its_terms():
     small = float32(bound.log_small(steps))
     each = bound.term(prediction, x_0, float32(steps), small, variance="learned", num_values=17)
     np.testing.assert_allclose(at(prediction, x_0, level).mean(), each.sum() / np.log(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_values", [0, 17])
+@pytest.mark.parametrize("variance", parameterization.LEARNED)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.linear_beta(2, 0.1, 0.9),
+        schedules.linear_beta(1, 0.3, 0.3),
+        schedules.cosine_alpha_bar(40),
+        schedules.linear_beta(),
+        schedules.ve_ladder(50, 0.01, 50.0),
+    ],
+    ids=["two", "one", "cosine", "linear", "ve"],
+)
+def test_whatever_the_network_says_values_and_gradients_are_finite(schedule, variance, num_values):
+    """For each step of the chain, the first, the last and those between, and outputs V from -200 to 200."""
+    param = dataclasses.replace(parameterization.v(), variance=variance)
+    t = np.unique(np.linspace(1, schedule.num_steps, min(schedule.num_steps, 8)).astype(int))
+    level = schedule.level(jnp.asarray(np.repeat(t, 11)))
+    x_0 = jnp.full((len(level.t), 2), 0.25)
+    x_t = gaussian.diffuse(x_0, 0.3 * jnp.ones_like(x_0), level)
+    at = bound.of_chain(schedule, variance="learned", num_values=num_values)
+
+    def terms(F, V):
+        return at(param.predict(jnp.concatenate([F, V], -1), x_t, level), x_0, level)
+
+    F, V = jnp.zeros_like(x_0), jnp.tile(jnp.linspace(-200, 200, 11), len(t))[:, None] * jnp.ones((1, 2))
+    value, gradients = jax.jit(lambda *given: (terms(*given), jax.grad(lambda *g: terms(*g).sum(), (0, 1))(*given)))(
+        F, V
+    )
+    assert np.isfinite(value).all()
+    assert all(np.isfinite(gradient).all() for gradient in gradients)
+    assert np.abs(gradients[0]).max() > 0
+    assert np.abs(gradients[1]).max() > 0
+
+
+def test_a_variance_far_too_large_costs_half_a_nat_for_each_e_fold():
+    """KL(N(0, v) || N(0, s^2)) -> log(s^2 / v) / 2 - 1 / 2, wherever s^2 alone would overflow."""
+    step = float32(laws.rows_of(CHAINS["linear"], slice(500, 501)))
+    small = float32(bound.log_small(CHAINS["linear"])[500:501])
+    x_0, now = jnp.array([[0.5, -1.0]]), step.now
+    k, V = -np.expm1(-step.h), 150.0
+    told = jnp.full_like(x_0, V)
+    cost = lambda told: bound.term(
+        Prediction(x_0, x_0, log_var_x_0=told), x_0, step, small, variance="learned", num_values=17
+    ).sum()
+    expected = (V + 2 * np.log(step.to.alpha * k) - small - 1) / 2
+    assert now.sigma > 0
+    np.testing.assert_allclose(cost(told), expected[0], rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(cost)(told).sum(), 0.5, rtol=1e-6)
+
+
+def test_the_prior_takes_a_level_for_each_sample():
+    x_0 = jnp.array([[0.5, -1.0, 0.1], [0.2, 0.3, 0.4]])
+    levels = float32(schedules.linear_beta(50).level(np.array([50, 20])))
+    alone = [bound.prior(x_0[i : i + 1], laws.rows_of(levels, i))[0] for i in range(2)]
+    np.testing.assert_allclose(bound.prior(x_0, levels), jnp.stack(alone), rtol=1e-6)
+    for i, found in enumerate(alone):
+        alpha, sigma = float(levels.alpha[i]), float(levels.sigma[i])
+        exact = 0.5 * (sigma**2 - 1 - 2 * np.log(sigma) + alpha**2 * np.square(x_0[i]).mean())
+        assert float(found) == pytest.approx(exact, rel=1e-4)

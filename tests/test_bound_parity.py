@@ -5,6 +5,8 @@ import pytest
 
 from diffusion import bound, gaussian
 from diffusion.data.scaling import to_unit_range
+from diffusion.keys import per_sample
+from diffusion.likelihood import variational
 from diffusion.sampling import grids
 from diffusion.schedules import cosine_alpha_bar, linear_beta_scaled
 from diffusion.types import Prediction, expand, float32
@@ -50,6 +52,30 @@ def test_every_term_is_that_of_an_independent_float64_computation(golden, schedu
     for variance, rows in terms.items():
         np.testing.assert_allclose(rows, golden[f"{name}.{variance}"], rtol=4e-6, err_msg=variance)
         np.testing.assert_allclose(prior + sum(rows), golden[f"{name}.{variance}.total"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("chain", ["full", "respaced"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_bound_of_a_data_set_adds_up_the_same_terms(golden, schedule, chain, monkeypatch):
+    """`vlb_bpd`, and its estimate from every step, with the noise of the file: step i's key is i itself."""
+    name, times = f"{schedule}.{chain}.256", golden[f"times.{chain}"]
+    last, noise = len(times) - 1, jnp.asarray(golden["eps.256"][times - 1])
+    monkeypatch.setattr(variational, "each_at_step", lambda keys, i: i)
+    monkeypatch.setattr(variational, "each_stream", lambda given, purpose: last if purpose == "last" else given)
+    monkeypatch.setattr(variational, "normal", lambda i, shape: noise[i])
+    x_0 = jnp.asarray(to_unit_range(golden["values.256"], 256))
+    keys, steps = per_sample(jax.random.key(0), jnp.arange(3)), grids.through(SCHEDULES[schedule], np.append(times, 0))
+    for variance, column in ((None, "learned"), ("large", "large")):
+        found = variational.vlb_bpd(golden_model, x_0, steps, keys, num_values=256, variance=variance)
+        expected = golden[f"{name}.{column}"]
+        np.testing.assert_allclose(found.L_T, golden[f"{schedule}.256.prior"], rtol=2e-6)
+        np.testing.assert_allclose(found.L_t, expected[:-1], rtol=4e-6)
+        np.testing.assert_allclose(found.L_0, expected[-1], rtol=4e-6)
+        np.testing.assert_allclose(found.mse, golden[f"{name}.mse"], rtol=1e-5)
+        np.testing.assert_allclose(found.total, golden[f"{name}.{column}.total"], rtol=1e-6)
+    found = variational.vlb_bpd_estimate(golden_model, x_0, steps, keys, num_values=256, num_terms=last)
+    np.testing.assert_allclose(found.sum, golden[f"{name}.learned"][:-1].sum(0), rtol=2e-6)
+    np.testing.assert_allclose(found.total, golden[f"{name}.learned.total"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

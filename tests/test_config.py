@@ -80,6 +80,20 @@ def test_every_cifar10_recipe_has_the_network_that_its_docstring_says(name, publ
     assert name in ("subvp_cifar10", "flow_cifar10") or f"{published:,}" in module.__doc__
 
 
+def test_a_learned_variance_is_switched_off_by_an_empty_one():
+    full = importlib.import_module("configs.iddpm_digits").get_config()
+    full.parameterization.variance, full.loss.vlb_weight = "", 0.0
+    run = build.build(full, build.Facts((8, 8, 1), 17, ()))
+    x = jax.ShapeDtypeStruct((2, 8, 8, 1), np.float32)
+    shape = jax.eval_shape(run.network.init, jax.random.key(0))
+    assert jax.eval_shape(lambda p, x: run.network.apply(p, x, np.ones(2), cond={}), shape, x).shape == x.shape
+    denoised = jax.eval_shape(lambda p, x: run.denoiser(p, {})(x, run.schedule.level(np.array([3, 9]))), shape, x)
+    assert denoised.var_frac is None
+    full.sampler.variance = "learned"
+    with pytest.raises(ValueError, match="the model learns none"):
+        build.build(full, run.facts)
+
+
 def test_two_configs_share_nothing():
     first = tiny()
     first.data.augment, first.schedule.log_snr_shift, first.guidance.interval = 0.12, -2.0, (-4.0, 2.0)
@@ -184,12 +198,15 @@ def test_unknown_keys_are_named_with_the_right_ones(blocks, words):
         ({"parameterization": {"name": "eps", "variance": "rang"}}, "variance is 'rang'.*Did you mean 'range'"),
         (
             {"parameterization": {"name": "eps", "variance": "range"}},
-            "variance=range, but nothing trains it: add loss.vlb_weight=0.001",
+            "variance=range, but nothing trains it: add loss.vlb_weight=0.001.*or --config.parameterization.variance=",
         ),
         ({"loss": {"vlb_weight": 0.001}}, "the variance is fixed: add parameterization.variance=range"),
         ({"loss": {"vlb_weight": -1.0}}, "got loss.vlb_weight=-1.0 with loss.name=denoising"),
         ({"loss": {"name": "vlb", "vlb_weight": 1.0}}, "loss.name=vlb is the bound alone"),
-        ({"loss": {"name": "vlb"}, "schedule": {"name": "vp_linear"}}, "Use weight.name=vlb, the bound of infinitely"),
+        (
+            {"loss": {"name": "vlb"}, "schedule": {"name": "vp_linear"}},
+            "Use weight.name=vlb, which is the diffusion term",
+        ),
         ({"loss": {"name": "vlb", "norm": "l1"}}, "got loss.norm=l1 with loss.name=vlb"),
         ({"loss": {"name": "vlb"}, "weight": {"name": "p2"}}, "got weight.name=p2 with loss.name=vlb"),
         ({"loss": {"name": "vlb"}, "data": {"name": "digits", "augment": 0.1}}, "data.augment moves pixels off"),

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import log_ndtr, ndtr
+from scipy.special import log_ndtr, logsumexp, ndtr, softmax
 from scipy.stats import norm
 
 from diffusion import decoder
@@ -131,7 +131,28 @@ def test_continuous_data_has_the_density_and_narrow_bins_tend_to_it():
     np.testing.assert_allclose(binned, density + np.log(2 / 255), atol=1e-5)  # h^2 / 6 = 2.6e-6 is the bins' own
 
 
+@pytest.mark.parametrize("n", [2, 17, 256])
+def test_log_posterior_is_bayes_rule_over_the_values(n):
+    """In float64, with the derivative by the log-SNR: the mean slope of the exponents over P."""
+    rng = np.random.default_rng(n)
+    k, eps, log_snr = rng.integers(0, n, (40, 6)), rng.normal(size=(40, 6)), np.linspace(-20, 16, 40)
+    x_0, eps = values(n)[k], eps.astype(np.float32)
+    exact = np.linspace(-1, 1, n)
+    difference = exact[k][..., None] - exact
+    r = np.exp(np.float64(np.float32(log_snr)) / 2)[:, None, None]
+    exponents = -r * difference * (r * difference / 2 + eps[..., None])
+    expected = -logsumexp(exponents, axis=-1)
+    got = jax.jit(decoder.log_posterior, static_argnums=3)(x_0, eps, jnp.float32(log_snr), n)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+    assert (got <= 0).all()
+    slopes = -r / 2 * difference * (r * difference + eps[..., None])
+    of_log_snr = jax.grad(lambda log_snr: decoder.log_posterior(x_0, eps, log_snr, n).sum())(jnp.float32(log_snr))
+    np.testing.assert_allclose(of_log_snr, -(softmax(exponents, -1) * slopes).sum((1, 2)), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("n", [1, -1])
 def test_impossible_numbers_of_values_are_refused(n):
-    with pytest.raises(ValueError, match=f"num_values={n}, expected 2 or more"):
+    with pytest.raises(ValueError, match=f"num_values={n}, expected at least 2"):
         decoder.log_prob(jnp.zeros(3), jnp.zeros(3), 0.0, n)
+    with pytest.raises(ValueError, match=f"num_values={n}, expected at least 2"):
+        decoder.log_posterior(jnp.zeros(3), jnp.zeros(3), 0.0, n)

@@ -110,7 +110,11 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, learned: LearnedSc
 def _denoising(
     config: ConfigDict, facts: Facts, param: Any, weight: Any, schedule: Schedule, learned: LearnedSchedule | None
 ) -> Loss:
-    """loss(apply, params, batch, key, *, levels, memory): L_simple, L_hybrid or L_vlb, as the config says."""
+    """loss(apply, params, batch, key, *, levels, memory): L_simple, L_hybrid or L_vlb, as the config says.
+
+    With a fixed variance L_vlb is the bound of "large", DDPM's and the one that ancestral sampling takes by default,
+    whatever sampler.variance says: the mean that is trained is the same up to the weight of each step.
+    """
     if learned is not None:
         num_values = facts.num_values
         return functools.partial(losses.continuous_bound_loss, param=param, learned=learned, num_values=num_values)

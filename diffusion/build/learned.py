@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion import learned_schedules, lookup
-from diffusion.build.parts import check_unused
+from diffusion.build.parts import check_unmoved, check_unused
 from diffusion.config import make
 from diffusion.learned_schedules import LearnedSchedule
 from diffusion.networks.network import Network
@@ -48,8 +48,7 @@ def make_learned(config: ConfigDict) -> LearnedSchedule | None:
             f"got levels.name={config.levels.name}, but schedule.name={name} learns how often each level is drawn, "
             f"from uniform times: write levels.name={', '.join(UNIFORM[:-1])} or {UNIFORM[-1]}."
         )
-    if config.data.augment is not None:
-        raise ValueError("data.augment moves pixels off the values whose probability the bound is; leave it out.")
+    check_unmoved(config)
     if config.guidance.guide:
         raise ValueError(
             f"guides are trained on fixed levels, those of schedule.name={name} are learned: no guide fits."

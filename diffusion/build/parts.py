@@ -13,6 +13,9 @@ from diffusion.parameterization import LEARNED, Parameterization
 from diffusion.sampling.sampler import Sampler
 from diffusion.schedules import Schedule
 
+FIXED = "or --config.parameterization.variance= for a fixed one"
+"""How a variance that a config file learns is switched off by a flag: "" is none."""
+
 
 def make_schedule(block: ConfigDict) -> Schedule:
     """The schedule, shifted or rescaled where the block says so."""
@@ -25,11 +28,11 @@ def make_schedule(block: ConfigDict) -> Schedule:
 def make_parameterization(config: ConfigDict, schedule: Schedule) -> Parameterization:
     """The parameterization, which tells the network of a level in the schedule's way, and may learn a variance."""
     param = make("parameterization", config.parameterization, schedule=schedule)
-    variance = config.parameterization.variance
+    variance = config.parameterization.variance or None
     if variance not in (None, *LEARNED):
         raise ValueError(
             f"parameterization.variance is {variance!r}, which is not known. {lookup.suggest(variance, LEARNED)} Leave "
-            "it out for a fixed variance."
+            f"it out for a fixed variance, {FIXED}."
         )
     return dataclasses.replace(param, cond=schedule.embed, variance=variance)
 
@@ -46,7 +49,7 @@ def check_bound(config: ConfigDict, schedule: Schedule) -> None:
     if variance and not (on_bound or loss.vlb_weight):
         raise ValueError(
             f"got parameterization.variance={variance}, but nothing trains it: add loss.vlb_weight=0.001 (L_hybrid), "
-            "or write loss.name=vlb."
+            f"write loss.name=vlb, {FIXED}."
         )
     if loss.vlb_weight and not variance:
         raise ValueError(
@@ -58,14 +61,20 @@ def check_bound(config: ConfigDict, schedule: Schedule) -> None:
     if schedule.num_steps is None:
         raise ValueError(
             f"the bound over steps needs a discrete chain, but schedule.name={config.schedule.name} is continuous. Use "
-            "weight.name=vlb, the bound of infinitely many steps, or a chain such as cosine_alpha_bar."
+            "weight.name=vlb, which is the diffusion term of infinitely many steps, without prior and reconstruction "
+            "and not in bits, or a chain such as cosine_alpha_bar."
         )
-    if config.data.augment is not None:
-        raise ValueError("data.augment moves pixels off the values whose probability the bound is; leave it out.")
+    check_unmoved(config)
     if on_bound and loss.norm != "l2":
         raise ValueError(f"got loss.norm={loss.norm} with loss.name=vlb, which has no norm; leave it out.")
     if on_bound:
         check_unused(config, ("weight",))
+
+
+def check_unmoved(config: ConfigDict) -> None:
+    """ValueError where the bound would be that of augmented images."""
+    if config.data.augment is not None:
+        raise ValueError("data.augment moves pixels off the values whose probability the bound is; leave it out.")
 
 
 def check_says_x_0(config: ConfigDict, param: Parameterization, schedule: Schedule) -> None:
@@ -132,7 +141,7 @@ def check_no_variance(config: ConfigDict) -> None:
     if config.parameterization.variance:
         raise ValueError(
             f"got parameterization.variance={config.parameterization.variance} with loss.name={config.loss.name}, "
-            "which learns no variance; leave it out."
+            f"which learns no variance: leave it out, {FIXED}."
         )
 
 

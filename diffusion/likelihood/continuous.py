@@ -8,11 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from diffusion import bound, continuous_bound
-from diffusion.continuous_bound import BITS
 from diffusion.gaussian import diffuse
 from diffusion.keys import each_at_step, each_stream, normal
 from diffusion.schedules import Schedule, variance_preserving
-from diffusion.types import AnyDenoiser, NoiseLevel, memoryless
+from diffusion.types import BITS, AnyDenoiser, NoiseLevel, memoryless
 
 NOISIEST = -20.0
 """The model begins here where a path goes on to pure noise: what is left out is 2e-9 bits of prior."""
@@ -62,7 +61,8 @@ def continuous_vlb_bpd(
     def term(i: Any) -> Any:
         own = each_at_step(keys, i)
         share = (i + jax.vmap(jax.random.uniform)(each_stream(own, "level"))) / num_terms
-        level = schedule.level(schedule.time_at(first + share * (last - first)))
+        t = schedule.time_at(first + share * (last - first))
+        level = schedule.level(jnp.maximum(t, jnp.finfo(jnp.float32).tiny))  # t = 0 is clean where a path jumps
         eps = normal(each_stream(own, "noise"), x_0.shape[1:])
         return continuous_bound.diffusion(eps, denoise_alone(diffuse(x_0, eps, level), level).eps, first - last)
 

@@ -32,10 +32,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion import decoder, ode
 from diffusion import keys as rng
-from diffusion import ode
 from diffusion.paths import Schedule
-from diffusion.types import AnyDenoiser, Denoiser, NoiseLevel, Step, expand, float32, memoryless, namespace
+from diffusion.types import BITS, AnyDenoiser, Denoiser, NoiseLevel, Step, expand, float32, memoryless, namespace
 
 Estimate = Callable[[Any, NoiseLevel], tuple[Any, Any]]
 """(y, level) -> (x_0_hat [batch, ...], the trace of d x_0_hat / dy [batch])."""
@@ -123,7 +123,7 @@ def ode_bpd(
     d = x_0[0].size
     log_prior = -0.5 * (_total(y**2) + d * np.log(2 * np.pi))
     log_prob = log_prior + log_volume + log_ratio
-    return FlowLikelihood(-log_prob / (d * np.log(2)), log_prob, nfe)
+    return FlowLikelihood(-BITS / d * log_prob, log_prob, nfe)
 
 
 def _total(x: Any) -> Any:
@@ -138,26 +138,14 @@ def _dequantised(x_0: Any, level: NoiseLevel, keys: Any, num_values: int, dequan
     if dequantise == "variational":
         eps = rng.normal(noise, shape)
         y = (level.alpha * x_0 + level.sigma * eps) / r
-        # log P(x_0 | x) - log q(x | x_0) is minus the log of the decoder's denominator
-        return y, -d * jnp.log(r) - _total(_log_of_all_values(x_0, eps, level, num_values))
+        log_q = -0.5 * eps**2 - jnp.log(level.sigma) - 0.5 * np.log(2 * np.pi)
+        return y, _total(decoder.log_posterior(x_0, eps, level.log_snr, num_values) - log_q) - d * jnp.log(r)
     log_ratio = d * jnp.log(level.alpha / r)
     if dequantise == "uniform":
         bin_width = 2 / (num_values - 1)
         u = jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-0.5, maxval=0.5))(noise)
         x_0, log_ratio = x_0 + bin_width * u, log_ratio + d * np.log(bin_width)
     return level.alpha / r * x_0, log_ratio
-
-
-def _log_of_all_values(x_0: Any, eps: Any, level: NoiseLevel, num_values: int) -> Any:
-    """log of the sum over all values v of N(alpha x_0 + sigma eps; alpha v, sigma^2), pixel by pixel."""
-
-    def add(total: Any, value: Any) -> tuple[Any, None]:
-        away = eps + level.alpha / level.sigma * (x_0 - value)
-        return jnp.logaddexp(total, -0.5 * away**2), None
-
-    values = jnp.linspace(-1.0, 1.0, num_values)
-    total, _ = jax.lax.scan(add, jnp.full_like(x_0, -jnp.inf), values)  # a scan: 256 times the batch is too much
-    return total - jnp.log(level.sigma) - 0.5 * np.log(2 * np.pi)
 
 
 def _estimate(denoise: Denoiser, trace: Callable[[Any], Any]) -> Estimate:
@@ -237,8 +225,11 @@ def _adaptive(solver: str, schedule: Schedule | None, steps: Step, **options: An
     if solver not in ode.SOLVERS:
         raise ValueError(f"got solver={solver!r}, expected heun or, adaptive, one of {', '.join(ode.SOLVERS)}.")
     name = f"solver={solver!r}"
-    if schedule is None:
-        raise ValueError(f"{name} follows a continuous path: pass schedule=, the one that the grid was made from.")
+    if schedule is None or schedule.num_steps is not None:
+        raise ValueError(
+            f"{name} follows a continuous path: pass schedule=, the one that the grid was made from. A chain has no "
+            "levels in between: use solver=heun."
+        )
     solve = ode.adaptive(
         name,
         schedule,
@@ -274,8 +265,8 @@ def _known(tree: Any) -> bool:
 
 
 def _check(x_0: Any, steps: Step, num_values: int, dequantise: str, trace: str, num_probes: int) -> None:
-    choices = ("uniform", "variational") if num_values else ("none",)
-    if num_values < 0 or num_values == 1 or dequantise not in choices:
+    decoder.check_num_values(num_values)
+    if dequantise not in (("uniform", "variational") if num_values else ("none",)):
         raise ValueError(
             f"got num_values={num_values}, dequantise={dequantise!r}; expected 'uniform' or 'variational' for data "
             "of at least 2 values (256 for 8-bit images), or num_values=0 with 'none' for continuous data."

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion import bound, gaussian
 from diffusion.keys import each_at_step, each_stream, normal
-from diffusion.types import AnyDenoiser, Prediction, Step, float32, memoryless
+from diffusion.types import BITS, AnyDenoiser, Prediction, Step, float32, mean_per_sample, memoryless
 
 
 class Bound(NamedTuple):
@@ -129,32 +129,27 @@ class _Chain:
 
     def prior(self) -> Any:
         """L_T, [batch]."""
-        return _bits(bound.prior(self._x_0, _row(self._columns, 0)[0].now))
+        return BITS * bound.prior(self._x_0, _row(self._columns, 0)[0].now)
 
     def divergence(self, i: Any, fresh: Any) -> tuple[Any, Any]:
         """(the term of step i, any but the last, the squared error of eps there), [batch] each; i [] or [batch]."""
         prediction, mse, step, small = self._at(i, fresh)
         which = self._variance or gaussian.learned_or_large(prediction)
-        return _bits(bound.divergence(prediction, self._x_0, step, small, variance=which)), mse
+        return BITS * bound.divergence(prediction, self._x_0, step, small, variance=which), mse
 
     def surprise(self, fresh: Any) -> tuple[Any, Any]:
         """The same of the last step, L_0."""
         prediction, mse, step, small = self._at(self.length - 1, fresh)
         which = self._variance or gaussian.learned_or_large(prediction)
         nats = bound.surprise(prediction, self._x_0, step, small, variance=which, num_values=self._num_values)
-        return _bits(nats), mse
+        return BITS * nats, mse
 
     def _at(self, i: Any, fresh: Any) -> tuple[Prediction, Any, Step, Any]:
         step, small = _row(self._columns, i)
         eps = normal(each_stream(fresh, "bound"), self._x_0.shape[1:])
         prediction = self._denoise(gaussian.diffuse(self._x_0, eps, step.now), step.now)
-        mse = ((prediction.eps - eps) ** 2).reshape(len(eps), -1).mean(1)
-        return prediction, mse, step, small
+        return prediction, mean_per_sample((prediction.eps - eps) ** 2), step, small
 
 
 def _row(tree: Any, i: Any) -> Any:
     return jax.tree.map(lambda column: column[i], tree)
-
-
-def _bits(nats: Any) -> Any:
-    return nats / np.log(2)

@@ -1,4 +1,4 @@
-"""A toy model's variational bound in float64, computed without the library: what tests/test_bound.py compares with.
+"""A toy model's variational bound in float64, without the library: what tests/test_bound_parity.py compares with.
 
     python tests/golden/variational_bound.py        # writes variational_bound.npz beside this file
 

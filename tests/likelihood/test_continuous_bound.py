@@ -79,6 +79,19 @@ def test_the_estimate_is_unbiased_on_every_path(name):
     np.testing.assert_allclose(got.total, got.prior + got.reconstruction + got.diffusion, rtol=1e-6)
 
 
+@pytest.mark.parametrize("sigma_min", [0.02, 0.01, 0.3])
+def test_a_draw_of_the_least_noisy_level_itself_is_no_clean_data(sigma_min, monkeypatch):
+    """There ve_geometric's time rounds to 0, which is clean; the term is that of a level close by."""
+    x_0, keys = 0.3 * jnp.ones((2, 3)), per_sample(jax.random.key(1), jnp.arange(2))
+    path = schedules.ve_geometric(sigma_min=sigma_min)
+    found = []
+    for share in (0.0, 1e-4):
+        monkeypatch.setattr(jax.random, "uniform", lambda key, share=share: jnp.float32(share))
+        found.append(continuous_vlb_bpd(DENOISE, x_0, path, keys, num_values=0, num_terms=1).diffusion)
+    assert np.isfinite(found[0]).all()
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-2)
+
+
 def test_rows_depend_on_their_own_key_alone():
     x_0 = 0.3 * jnp.ones((4, 3))
     keys = per_sample(jax.random.key(1), jnp.arange(4))

@@ -330,7 +330,7 @@ DIGITS = {"num_values": 17}
     ("options", "words"),
     [
         ({"num_values": 0}, "num_values=0, dequantise='uniform'; expected .* num_values=0 with 'none'"),
-        ({"num_values": 1}, "got num_values=1"),
+        ({"num_values": 1}, "got num_values=1, expected at least 2"),
         (DIGITS | {"dequantise": "none"}, "dequantise='none'; expected 'uniform' or 'variational'"),
         (DIGITS | {"dequantise": "flow++"}, "dequantise='flow\\+\\+'"),
         (DIGITS | {"trace": "hutch++"}, "got trace='hutch\\+\\+', .*expected 'hutchinson'"),
@@ -347,9 +347,10 @@ def test_options_that_do_not_exist(options, words):
 
 @needs_diffrax
 def test_chains_are_not_for_adaptive_solvers():
-    chain = schedules.linear_beta()
+    chain, no_levels = schedules.linear_beta(), "solver='dopri5' follows .* no levels in between: use solver=heun"
     for schedule, steps, words in (
-        (chain, all_steps(chain), "solver='dopri5' follows .* chain of 1000 steps"),
+        (chain, all_steps(chain), no_levels),
+        (None, all_steps(chain), no_levels),
         (VP, sharper(6.0, 10, schedules.vp_linear(0.2)), "solver='dopri5' got another schedule than this grid's"),
     ):
         with pytest.raises(ValueError, match=words):

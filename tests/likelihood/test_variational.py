@@ -52,7 +52,9 @@ def test_continuous_gaussian_data_give_the_entropy_within_the_standard_error():
     def exact(x_t, level):
         prediction = laws.gaussian_denoiser(0.0, STD)(x_t, level)
         return prediction._replace(
-            var_x_0=jnp.full_like(x_t, STD**2 * level.sigma**2 / (level.alpha**2 * STD**2 + level.sigma**2))
+            log_var_x_0=jnp.full_like(
+                x_t, jnp.log(STD**2 * level.sigma**2 / (level.alpha**2 * STD**2 + level.sigma**2))
+            )
         )
 
     found = jax.jit(lambda x, k: likelihood.vlb_bpd(exact, x, steps, k, num_values=0))(x_0, keys_of(range(2000)))
@@ -144,7 +146,9 @@ def test_ancestral_sampling_with_the_exact_variance_keeps_the_exact_moments(step
     def exact(x_t, level):
         prediction = laws.gaussian_denoiser(0.0, STD)(x_t, level)
         return prediction._replace(
-            var_x_0=jnp.full_like(x_t, STD**2 * level.sigma**2 / (level.alpha**2 * STD**2 + level.sigma**2))
+            log_var_x_0=jnp.full_like(
+                x_t, jnp.log(STD**2 * level.sigma**2 / (level.alpha**2 * STD**2 + level.sigma**2))
+            )
         )
 
     for step in laws.rows(float32(steps)):

@@ -180,7 +180,10 @@ def test_without_diffrax_the_error_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: adaptive_ode(schedules.linear_beta()), "a chain of 1000 steps. Use schedule.name=vp_linear"),
+        (
+            lambda: adaptive_ode(schedules.linear_beta()),
+            "a chain of 1000 steps, which has no levels in between. Use schedule.name=vp_linear",
+        ),
         (lambda: adaptive_ode(VP, solver="rk45"), "got solver='rk45', expected one of bosh3, dopri5, dopri8, tsit5"),
         (lambda: adaptive_ode(VP, rtol=0.0), "got rtol=0.0, .*expected positive"),
         (lambda: adaptive_ode(VP, atol=-1.0), "atol=-1.0, .*expected positive"),
