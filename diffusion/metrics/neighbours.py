@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from diffusion import devices
 from diffusion.metrics import pairs
 
 SPARE = 8  # neighbours found beyond the k-th: room for float32 to rank them wrongly
@@ -41,7 +42,7 @@ def squared_radii(features: Num[np.ndarray, "n d"], k: int, *, progress: bool = 
     points, count = frame.points(features), k + SPARE
     lowest, ids = np.empty((len(features), 0), np.float32), np.empty((len(features), 0), np.int32)
     per_tile = min(count, pairs.CHUNK, len(features))
-    reduce = functools.partial(_nearest, count=per_tile)
+    reduce = functools.partial(_nearest, count=per_tile, mesh=devices.data_mesh())
     for _, found in pairs.tiles(reduce, points, points, progress=progress, label="neighbours"):
         lowest, ids = (np.append(a, b[: len(features)], axis=1) for a, b in zip((lowest, ids), found, strict=True))
         if lowest.shape[1] > count:
@@ -92,12 +93,12 @@ def _count(rows: Any, columns: Any, row_radii: Any, column_radii: Any, *, exact:
     return sure
 
 
-@functools.partial(jax.jit, static_argnames="count")
-def _nearest(rows: _Points, columns: _Points, count: int) -> Any:
+@functools.partial(jax.jit, static_argnames=("count", "mesh"))
+def _nearest(rows: _Points, columns: _Points, *, count: int, mesh: Any) -> Any:
     """Lower bounds of squared distances [n, count], the least ones of a tile, and whose they are."""
     bound = _sum(rows.low, columns.low) - 2 * pairs.dot(rows.rows, columns.rows)
     other = columns.real[None] & (rows.id[:, None] != columns.id[None])
-    found, at = jax.lax.top_k(-jnp.where(other, bound, jnp.inf), min(count, bound.shape[1]))
+    found, at = devices.each_part(lambda part: jax.lax.top_k(part, count), mesh)(-jnp.where(other, bound, jnp.inf))
     return -found, columns.id[at]
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
+from diffusion import devices
 from diffusion.metrics import neighbours, pairs
 from diffusion.metrics.density_coverage import balls_reached
 from diffusion.metrics.precision_recall import shares_reached
@@ -121,3 +122,14 @@ def test_a_ball_needs_a_neighbour():
         neighbours.squared_radii(rows, 5)
     with pytest.raises(ValueError, match="reference has 5 rows, expected at least 6: a ball reaches to the k-th"):
         balls_reached(np.zeros((9, 2)), rows)
+
+
+def test_devices_need_nothing_of_each_other():
+    """Each ranks its own rows: the compiler alone would gather all distances on every device."""
+    mesh, points = devices.data_mesh(), neighbours._Frame(np.eye(64)).points(np.eye(64), 1.0)
+    rows, columns = devices.put(points, devices.split(mesh)), devices.put(points, devices.replicated(mesh))
+    for lowered in (
+        neighbours._nearest.lower(rows, columns, count=5, mesh=mesh),
+        neighbours._bounds.lower(rows, columns),
+    ):
+        assert "all-" not in lowered.compile().as_text()
