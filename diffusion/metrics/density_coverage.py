@@ -24,11 +24,11 @@ def balls_reached(generated: Rows, reference: Rows, k: int = 5, *, progress: boo
     """How many of the reference's balls a generated sample lies in, over k, and the share of balls with a sample in.
 
     A ball is around a reference sample, as wide as the distance to the k-th nearest other one
-    (Naeem et al. 2020, arXiv:2002.09797, eqs. 3 and 4; k = 5 and 10,000 each as published).
+    (Naeem et al. 2020, arXiv:2002.09797, section 3; k = 5 and 10,000 each as published).
 
     For equal distributions density is 1 on average, above 1 where samples crowd in the densest places; coverage is
-    1 - (m-1)...(m-k) / ((n+m-1)...(n+m-k)) on average whatever the distribution (lemma 2), 0.969 for k = 5 and many
-    samples. Coverage grows with n / m: quote both, and k.
+    1 - (m-1)...(m-k) / ((n+m-1)...(n+m-k)) on average whatever the distribution: 0.969 for k = 5 and many
+    samples, as many of each. Coverage grows with n / m: quote both, and k.
     """
     check_k(k)
     check_pair(generated, reference, k + 1, f"a ball reaches to the k-th other sample, k = {k}")

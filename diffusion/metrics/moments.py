@@ -49,7 +49,7 @@ class Moments(NamedTuple):
     scatter:   the sum over them of (x - mean)(x - mean)^T, [d, d].
     rest:      rows that wait until a block is full, [m < BLOCK, d].
 
-    The mean moves with the data (Chan, Golub & LeVeque 1983, eqs. 2.1). The sum of x x^T less n mean mean^T would lose
+    The mean moves with the data (Chan, Golub & LeVeque 1983). The sum of x x^T less n mean mean^T would lose
     as many digits as (mean / deviation)^2 has.
     All four are plain arrays, so that `np.savez(file, **moments._asdict())` keeps a pass that is under way.
     """

@@ -122,7 +122,7 @@ def _slack(num_features: int) -> float:
     """What share of |x|^2 + |y|^2 the rounding of |x|^2 + |y|^2 - 2 x.y can be, in float32.
 
     A product of d terms is off by lambda sqrt(d) 2^-24 |x| |y| at most, but for a probability of about
-    exp(-lambda^2 / 2) (Higham & Mary 2019, theorem 3.1); lambda = 8 here. The 4 is for all other operations.
+    exp(-lambda^2 / 2) (Higham & Mary 2019); lambda = 8 here. The 4 is for all other operations.
     """
     return 8 * np.sqrt(num_features + 4) * 2.0**-24
 

@@ -27,8 +27,8 @@ def shares_reached(generated: Rows, reference: Rows, k: int = 3, *, progress: bo
     A set's manifold is the union of balls around its samples, each as wide as the distance to the k-th nearest
     other one (Kynkaanniemi et al. 2019, arXiv:1904.06991, eqs. 1 and 2; k = 3 and 50,000 each as published).
 
-    Both fall and rise with n and with k, so quote n and k, and take as many of each: more samples make smaller balls,
-    but more of them. Two draws of one distribution do not give 1. One outlier in the reference makes a ball that
+    Both depend on n and k, so quote them, and take as many of each set: more samples make smaller balls, but more of
+    them. Two draws of one distribution do not give 1. One outlier in the reference makes a ball that
     takes in many (`density_coverage` mends that). The published code rounds distances to float16, ours to float64.
     """
     check_k(k)

@@ -42,6 +42,14 @@ def test_radii_are_those_of_float64(pair):
         np.testing.assert_allclose(neighbours.squared_radii(pair[0], k), radii(pair[0], k), rtol=1e-11)
 
 
+def test_clusters_too_tight_for_float32_have_the_radii_of_float64():
+    """Two clusters 1 apart and 1e-5 wide: in float32 all distances within one are noise, of either sign."""
+    rows = 1e-5 * np.random.default_rng(0).normal(size=(300, 3))
+    rows[::2] += 1
+    np.testing.assert_allclose(neighbours.squared_radii(rows, 3), radii(rows, 3), rtol=1e-9)
+    assert shares_reached(rows + 1e-9, rows).precision == 1
+
+
 def test_every_point_is_in_the_balls_that_float64_says(pair):
     points, centres = pair
     within = neighbours.squared_radii(centres, 4)
@@ -105,7 +113,7 @@ def test_one_outlier_swells_precision_and_not_density():
 
 @pytest.mark.parametrize(("n", "m", "k"), [(60, 60, 5), (40, 80, 3), (100, 30, 2)])
 def test_equal_distributions_have_the_known_means_of_density_and_coverage(n, m, k):
-    """1, and 1 - (m-1)...(m-k) / ((n+m-1)...(n+m-k)), whatever the distribution (Naeem et al. 2020, lemmas 1 and 2)."""
+    """1, and 1 - (m-1)...(m-k) / ((n+m-1)...(n+m-k)), whatever the distribution (Naeem et al. 2020)."""
     rng, found = np.random.default_rng(0), []
     for _ in range(80):
         found.append(balls_reached(rng.gamma(2, size=(n, 2)), rng.gamma(2, size=(m, 2)), k))
