@@ -115,13 +115,13 @@ def test_one_outlier_swells_precision_and_not_density():
 def test_equal_distributions_have_the_known_means_of_density_and_coverage(n, m, k):
     """1, and 1 - (m-1)...(m-k) / ((n+m-1)...(n+m-k)), whatever the distribution (Naeem et al. 2020)."""
     rng, found = np.random.default_rng(0), []
-    for _ in range(80):
+    for _ in range(50):
         found.append(balls_reached(rng.gamma(2, size=(n, 2)), rng.gamma(2, size=(m, 2)), k))
     i = np.arange(1, k + 1)
     expected = 1, 1 - np.prod((m - i) / (n + m - i))
     error = np.std(found, axis=0) / np.sqrt(len(found))
     assert np.all(np.abs(np.mean(found, axis=0) - expected) < 3.5 * error)
-    assert np.all(error < 0.025)
+    assert np.all(error < 0.03)
 
 
 def test_a_ball_needs_a_neighbour():
