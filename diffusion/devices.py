@@ -5,6 +5,7 @@ first axis over the mesh's "data" axis; `jax.jit` sees the shardings and inserts
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +26,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def split(mesh: Mesh) -> NamedSharding:
     """The first axis is split evenly over the devices."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def each_part(function: Callable[[Any], Any], mesh: Mesh) -> Callable[[Any], Any]:
+    """The function of rows, run by each device on its part alone: for what the compiler would gather first.
+
+    A row of the result must depend on the same row of the argument only.
+    """
+    rows = PartitionSpec("data")
+    return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows)
 
 
 def check_divides(batch_size: int, num_devices: int, name: str) -> None:

@@ -1,25 +1,23 @@
-"""The Frechet distance between two sets of features, each summed up as a Gaussian."""
-
-from typing import NamedTuple
+"""The Frechet distance between two sets of features, each summed up as a Gaussian: FID, and sFID."""
 
 import numpy as np
-from jaxtyping import Float
+
+from diffusion.metrics.metric import Metric
+from diffusion.metrics.moments import Statistics, statistics
+
+__all__ = ["Statistics", "frechet", "frechet_distance", "statistics"]
 
 
-class Statistics(NamedTuple):
-    """Mean [d] and covariance [d, d] of features, float64, and from how many rows they were taken."""
+def frechet(reads: str = "pool") -> Metric:
+    """The metric whose number is `frechet_distance`: "frechet", in squared units of the features, 0 or more.
 
-    mean: Float[np.ndarray, " d"]
-    covariance: Float[np.ndarray, "d d"]
-    num_rows: int
-
-
-def statistics(features: Float[np.ndarray, "n d"]) -> Statistics:
-    """The Statistics of feature rows; the covariance divides by n - 1. At least two rows are needed."""
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2 or len(features) < 2:
-        raise ValueError(f"got features of shape {features.shape}, expected [n, d] with n of at least 2.")
-    return Statistics(features.mean(0), np.atleast_2d(np.cov(features, rowvar=False)), len(features))
+    Of Inception's pooled features it is FID (Heusel et al. 2017, arXiv:1706.08500). With reads="spatial", of its first
+    7 channels of a layer with 17 x 17 places, it is sFID (Nash et al. 2021, arXiv:2103.03841), named "spatial_frechet".
+    """
+    if reads not in ("pool", "spatial"):
+        raise ValueError(f"got reads={reads!r}, expected 'pool' (FID) or 'spatial' (sFID).")
+    name = "frechet" if reads == "pool" else f"{reads}_frechet"
+    return Metric(lambda generated, reference: {name: frechet_distance(generated, reference)}, reads, "statistics")
 
 
 def frechet_distance(a: Statistics, b: Statistics) -> float:
@@ -27,6 +25,8 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
     The trace of the root is taken as the sum of square roots of the eigenvalues of the symmetric
     C_a^(1/2) C_b C_a^(1/2), which singular covariances do not upset. Biased upwards for few samples: quote n.
+    The bias falls about as 1 / n and differs between models (Chong & Forsyth 2020, arXiv:1911.07023), so numbers of
+    different n do not compare. With fewer rows than features it is dominated by the bias.
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"the two sets have {len(a.mean)} and {len(b.mean)} features; expected the same features.")
