@@ -54,7 +54,7 @@ def check_bound(config: ConfigDict, schedule: Schedule) -> None:
     if loss.vlb_weight and not variance:
         raise ValueError(
             f"got loss.vlb_weight={loss.vlb_weight}, which trains a learned variance alone, and the variance is fixed: "
-            "add parameterization.variance=range, or write loss.name=vlb."
+            "add parameterization.variance=range, write loss.name=vlb, or leave it out (loss.vlb_weight=0)."
         )
     if not (on_bound or loss.vlb_weight):
         return
