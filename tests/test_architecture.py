@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 RANKS = [
-    {"types", "keys", "lookup", "devices", "workdir", "provenance", "flags"},
+    {"types", "keys", "lookup", "devices", "workdir", "provenance", "flags", "torch_file"},
     {"paths", "augment"},
     {"schedules", "gaussian", "decoder", "networks", "data", "metrics"},
     {"parameterization", "levels", "guidance", "points", "sde", "ode", "conditions", "learned_schedules"},
-    {"weights", "images", "denoiser", "objectives", "bound", "continuous_bound"},
+    {"weights", "images", "denoiser", "objectives", "bound", "continuous_bound", "features"},
     {"losses", "sampling", "likelihood"},
     {"training", "evaluate", "sweeps"},
     {"config"},

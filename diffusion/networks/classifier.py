@@ -10,6 +10,7 @@ from diffusion.networks.blocks import Style
 from diffusion.networks.layers import Dense, GroupNorm
 from diffusion.networks.network import Classifier, Inputs, from_linen, one_of
 from diffusion.networks.unet import Encoder, check_levels
+from diffusion.types import Cond, Params
 
 
 def classifier(
@@ -36,7 +37,13 @@ def classifier(
         **encoder_options(shape, *sizes, dropout, scale_shift, dtype), num_outputs=inputs.num_classes
     )
     network = from_linen(module, shape, {})
-    return Classifier(network.init, network.apply)
+
+    def read(params: Params, x: Array, noise_cond: Any, *, cond: Cond, key: Any = None) -> tuple[Array, Array]:
+        level = jnp.broadcast_to(jnp.asarray(noise_cond, jnp.float32), x.shape[:1])
+        logits, kept = module.apply({"params": params}, x, level, {}, False, mutable=["intermediates"])
+        return logits, kept["intermediates"]["pooled"][0]
+
+    return Classifier(network.init, network.apply, read)
 
 
 def encoder_options(
@@ -70,4 +77,5 @@ class PooledEncoder(Encoder):
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
         features, _ = self.down(x, self.told(noise_cond, cond), train)
         pooled = nn.swish(GroupNorm(jnp.float32)(features)).mean((1, 2))
+        self.sow("intermediates", "pooled", pooled)
         return Dense(self.num_outputs, jnp.float32, name="out")(pooled)

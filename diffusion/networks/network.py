@@ -28,8 +28,14 @@ class Network:
     apply: Callable[..., Any]
 
 
+@dataclass(frozen=True)
 class Classifier(Network):
-    """A network whose output is the logits of the classes, [batch, num_classes]: a guide, not a denoiser."""
+    """A network whose output is the logits of the classes, [batch, num_classes]: a guide, not a denoiser.
+
+    read(params, x, noise_cond, *, cond, key=None) -> (logits, what the last layer makes them of [batch, d], float32).
+    """
+
+    read: Callable[..., Any]
 
 
 class Matcher(Network):
