@@ -118,6 +118,7 @@ def test_it_says_how_it_was_made(whole):
     assert made["versions"]["jax"] == jax.__version__
 
 
+@pytest.mark.slow
 def test_batches_change_nothing(whole, folders):
     for name, found in remeasured(whole, folders, batch_size=8).items():
         there = numbers(whole)[name]
@@ -127,6 +128,7 @@ def test_batches_change_nothing(whole, folders):
             np.testing.assert_allclose(found, there, rtol=1e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_killed_measurement_goes_on_to_the_same_numbers(whole, folders, monkeypatch, capsys):
     uninterrupted = remeasured(whole, folders, batch_size=8)
     keep = passes._keep
@@ -152,6 +154,7 @@ def test_what_was_measured_is_not_measured_again(whole, folders, capsys):
     assert "measured before" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_protocols_have_other_files(whole, folders):
     estimate = commands.likelihood(folders / "learned", **FEW, num_terms=4)
     assert estimate != whole
@@ -167,6 +170,7 @@ def test_other_protocols_have_other_files(whole, folders):
     assert numbers(small)["ode/total"] == pytest.approx(numbers(whole)["ode/total"])
 
 
+@pytest.mark.slow
 def test_other_parameters_are_measured_anew(whole, folders, tmp_path, capsys):
     """Another training in the same folder, even one that has as many steps, is another model."""
     shutil.copytree(folders / "learned", tmp_path / "run")
@@ -177,6 +181,7 @@ def test_other_parameters_are_measured_anew(whole, folders, tmp_path, capsys):
     assert "measured before" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_chain_without_levels_for_a_flow_still_has_a_bound(folders, tmp_path, capsys):
     chain = {"schedule": {"name": "linear_beta", "num_steps": 1}, "network": TINY}
     assert commands.train(config(**BLOCKS, **chain), tmp_path / "run")
@@ -186,6 +191,7 @@ def test_a_chain_without_levels_for_a_flow_still_has_a_bound(folders, tmp_path, 
     assert "no flow is measured" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_continuous_path_has_a_bound_of_infinitely_many_steps(folders):
     file = commands.likelihood(folders / "path", num_images=5, num_terms=3, ode_steps=4, split="train")
     found = numbers(file)
