@@ -220,7 +220,7 @@ def test_points_cannot_be_edited(tmp_path, files):
     ("flags", "words"),
     [
         (["--mode=sample", "--mask=x.png"], "--mask is for --mode=edit."),
-        (["--config=configs/ddpm_digits.py", "--seed=3"], "--seed is for --mode=sample or edit; a training's options"),
+        (["--config=configs/ddpm_digits.py", "--seed=3"], "or likelihood; a training's options"),
         (["--mode=edit", "--edit=inpaint", "--image=x.png", "--mask=x.png"], "holds no run"),
     ],
 )

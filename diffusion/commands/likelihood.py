@@ -106,7 +106,8 @@ def _open(run: build.Run, split: str, data: Mapping[str, Any]) -> Dataset:
     try:
         dataset = build.open_dataset(config, split)
     except ValueError as error:
-        raise ValueError(f"{error}\n(Of a trained run, --split=train measures the training images.)") from error
+        hint = "" if split == "train" else "\n(--split=train measures the images that the run was trained on.)"
+        raise ValueError(f"{error}{hint}") from error
     facts, here = run.facts, (tuple(dataset.shape), dataset.num_values, tuple(dataset.class_names))
     if here != (facts.shape, facts.num_values, facts.class_names):
         raise ValueError(
