@@ -40,6 +40,7 @@ def noisy(params):
 BIG = [name for name in CONFIGS if name.endswith("cifar10")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in BIG else name for name in CONFIGS]
 )
@@ -275,6 +276,7 @@ def test_every_option_is_a_placeholder_and_so_a_flag():
     assert run.sampler is sampling.ddim(eta=0.5)
 
 
+@pytest.mark.slow
 def test_schedules_are_shifted_and_rescaled_by_flags():
     run = build.build(tiny(schedule={"name": "cosine_alpha_bar", "log_snr_shift": -3.0}))
     plain = cosine_alpha_bar()
@@ -324,6 +326,7 @@ def test_conditional_runs_read_labels_and_draw_the_classes_in_turn():
         build.build(tiny()).check_cond(run.cond(12))
 
 
+@pytest.mark.slow
 def test_self_conditioned_runs_train_and_sample_with_every_sampler():
     run = build.build(tiny(loss={"norm": "l2", "self_conditioning": True}))
     params = run.new_state(jax.random.key(0)).params
@@ -351,6 +354,7 @@ def test_a_grid_beyond_the_trained_levels_is_warned_of_with_both_ranges(recwarn)
 AUGMENTED = {"name": "digits", "augment": 0.5}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("self_conditioning", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_augmented_runs_train_on_moved_images_and_draw_as_if_none_had_moved(self_conditioning):
     run = build.build(tiny(data=AUGMENTED, loss={"norm": "l2", "self_conditioning": self_conditioning}))

@@ -68,6 +68,7 @@ def remeasured(whole, folders, **options):
         whole.write_text(before)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_means_over_the_images_that_python_measures(folders, whole):
     run = build.load(folders / "learned", guidance={"scale": 1.0})
     data = build.open_dataset(run.config, "test")
@@ -95,6 +96,7 @@ def test_the_numbers_are_means_over_the_images_that_python_measures(folders, who
     assert Image.open(whole.with_suffix(".png")).size == (1200, 480)
 
 
+@pytest.mark.slow
 def test_it_says_how_it_was_made(whole):
     made = json.loads(whole.read_text())
     assert made["num_images"] == 21
@@ -147,6 +149,7 @@ def test_a_killed_measurement_goes_on_to_the_same_numbers(whole, folders, monkey
     assert not list(whole.parent.glob("*unfinished*"))
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_not_measured_again(whole, folders, capsys):
     text = whole.read_text()
     assert commands.likelihood(folders / "learned", **FEW) == whole
