@@ -24,6 +24,7 @@ from diffusion.data.download import RemoteFile, fetch
 from diffusion.data.scaling import to_unit_range
 from diffusion.networks import inception as network
 from diffusion.networks.network import Classifier
+from diffusion.provenance import fingerprint
 from diffusion.types import Params
 
 Features = Callable[[np.ndarray], Mapping[str, np.ndarray]]
@@ -140,12 +141,12 @@ def guide(folder: str, load_guide: Any, batch_size: int = 256) -> Extractor:
             raise ValueError(f"got images of shape {images.shape[1:]}, but {folder} was trained on {shape}.")
         return read_all(images)
 
-    fingerprint = {
-        "weights": _sha256(trained.params),
+    facts = {
+        "weights": fingerprint(trained.params),
         "preprocessing": "2 bytes / 255 - 1",
         "log_snr": float(level.log_snr),
     }
-    return Extractor("guide", fingerprint, of)
+    return Extractor("guide", facts, of)
 
 
 def from_function(
@@ -183,10 +184,8 @@ def _batched(apply: Callable[..., Any], params: Params, batch_size: int) -> Feat
 
     def of(images: np.ndarray) -> dict[str, np.ndarray]:
         mesh, weights = placed()
-        size = -(-min(batch_size, len(images)) // mesh.size) * mesh.size
         batches = []
-        for start in range(0, len(images), size):
-            rows = np.minimum(np.arange(start, start + size), len(images) - 1)  # the last batch is filled up, then cut
+        for rows in devices.row_batches(len(images), batch_size, mesh):
             found = compiled(weights, devices.put(images[rows], devices.split(mesh)))
             batches.append(jax.tree.map(devices.fetch, found))
         return {name: rows[: len(images)] for name, rows in _joined(batches).items()}
@@ -196,15 +195,6 @@ def _batched(apply: Callable[..., Any], params: Params, batch_size: int) -> Feat
 
 def _joined(batches: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([np.asarray(batch[name]) for batch in batches]) for name in batches[0]}
-
-
-def _sha256(params: Params) -> str:
-    """The hash of parameters: of their names and their bytes."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.ascontiguousarray(devices.fetch(leaf)).tobytes())
-    return digest.hexdigest()
 
 
 def _located(weights: str | None) -> Path:

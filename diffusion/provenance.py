@@ -1,5 +1,6 @@
-"""Where a result comes from: code, versions, command, devices."""
+"""Where a result comes from: code, versions, command, devices, parameters."""
 
+import hashlib
 import importlib.metadata
 import platform
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -21,6 +23,15 @@ def provenance() -> dict[str, Any]:
         "command": sys.argv,
         "devices": [str(device) for device in jax.devices()],
     }
+
+
+def fingerprint(params: Any) -> str:
+    """The SHA-256 of parameters: of their names and their bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
 
 
 def _version(package: str) -> str | None:

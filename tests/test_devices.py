@@ -51,3 +51,15 @@ def test_one_cpu_device_per_core_unless_the_user_says_how_many(given, expected):
     command = [sys.executable, "-c", program]
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert int(found.stdout) == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "first"), [(21, 8, 0), (21, 5, 0), (21, 100, 0), (21, 8, 16), (3, 8, 0)]
+)
+def test_batches_of_rows_are_shared_evenly_and_hold_every_row_once(count, batch_size, first):
+    mesh = devices.data_mesh()
+    batches = devices.row_batches(count, batch_size, mesh, first)
+    assert {len(rows) for rows in batches} == {-(-min(batch_size, count) // mesh.size) * mesh.size}
+    every = np.concatenate(batches)
+    np.testing.assert_array_equal(every[: count - first], np.arange(first, count))
+    assert (every[count - first :] == count - 1).all()

@@ -18,8 +18,7 @@ from diffusion.commands.measures import UNGUIDED, Asked, Protocol, measures, res
 from diffusion.commands.passes import Found, check, one_pass
 from diffusion.config import to_json
 from diffusion.data.dataset import Dataset
-from diffusion.provenance import provenance
-from diffusion.types import Params
+from diffusion.provenance import fingerprint, provenance
 
 SUMMANDS = ("L_T", "sum", "L_0", "prior", "diffusion", "reconstruction")
 """The parts of a bound, in the order of its formula."""
@@ -128,17 +127,9 @@ def _description(run: build.Run, how: Protocol, split: str, count: int) -> dict[
         "protocol": how._asdict(),
         "checkpoint_step": run.step,
         "ema": next(iter(run.ema_decays)),
-        "parameters": _fingerprint(run.params),
+        "parameters": fingerprint(run.params),
         "config": {k: v for k, v in settings.items() if k != "data.path"},
     }
-
-
-def _fingerprint(params: Params) -> str:
-    """A hash of every parameter."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(params):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _name(made: Mapping[str, Any], asked: Asked) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,19 +51,17 @@ def one_pass(
     same call goes on from it. An image's keys follow from the seed, its id and the part's name.
     """
     mesh = devices.data_mesh()
-    size = -(-min(batch_size, num_images) // mesh.size) * mesh.size
     params = devices.put(params, devices.replicated(mesh))
 
     measure = jax.jit(_together(parts, keys.stream(jax.random.key(seed), "pass")))
     found = _read(kept)
     done = devices.of_first_process(len(next(iter(found.rows.values()), ())))
     say(f"measuring {num_images - done} images; the first batch is compiled before")
-    for ids in _bar(range(done, num_images, size), num_images, size):
-        rows = np.minimum(ids, num_images - 1)  # the last batch is filled up, then cut
+    for rows in _bar(devices.row_batches(num_images, batch_size, mesh, done), num_images, done):
         batch = pipeline.gather(dataset, rows)
         given = rows, batch["image"], {name: batch[name] for name in reads}
         measured = jax.tree.map(devices.fetch, measure(params, *devices.put(given, devices.split(mesh))))
-        found = _joined(found, measured, min(size, num_images - int(ids[0])))
+        found = _joined(found, measured, min(len(rows), num_images - int(rows[0])))
         if jax.process_index() == 0:
             _keep(kept, found)
     return found
@@ -86,14 +84,14 @@ def _together(parts: Mapping[str, Measure], key: Any) -> Callable[..., Any]:
     return measure
 
 
-def _bar(starts: range, total: int, size: int) -> Iterator[np.ndarray]:
-    """The ids of each batch, with a progress bar over images."""
+def _bar(batches: Sequence[np.ndarray], total: int, done: int) -> Iterator[np.ndarray]:
+    """The rows of each batch, with a progress bar over images."""
     from tqdm import tqdm
 
-    with tqdm(total=total, initial=starts.start, unit="image", disable=jax.process_index() > 0) as bar:
-        for start in starts:
-            yield np.arange(start, start + size)
-            bar.update(min(size, total - start))
+    with tqdm(total=total, initial=done, unit="image", disable=jax.process_index() > 0) as bar:
+        for rows in batches:
+            yield rows
+            bar.update(min(len(rows), total - int(rows[0])))
 
 
 def _joined(found: Found, measured: Mapping[str, Any], count: int) -> Found:

@@ -109,13 +109,11 @@ def generate(
         model.check_steps(steps)
 
     mesh = devices.data_mesh()
-    size = -(-min(batch_size, num_samples) // mesh.size) * mesh.size
     params = devices.put(params, devices.replicated(mesh))
     base = np.asarray(jax.random.key_data(keys.stream(jax.random.key(seed), "sample")))
     samples = _Rows(ids, cond, None if x_T is None else np.asarray(x_T, np.float32), known)
     batches = []
-    for start in _bar(range(0, num_samples, size), progress):
-        rows = np.minimum(np.arange(start, start + size), num_samples - 1)  # the last batch is filled up, then cut
+    for rows in _bar(devices.row_batches(num_samples, batch_size, mesh), progress):
         placed = devices.put(jax.tree.map(lambda column, rows=rows: column[rows], samples), devices.split(mesh))
         drawn = _draw(params, base, placed, steps, make_denoiser, sampler, shape, save_every)
         batches.append(jax.tree.map(devices.fetch, drawn))
@@ -220,7 +218,7 @@ def _ignoring_params(denoise: Denoiser) -> Callable[[Any, Cond], Denoiser]:
     return lambda params, cond: denoise
 
 
-def _bar(batches: range, progress: bool) -> Any:
+def _bar(batches: Sequence[np.ndarray], progress: bool) -> Any:
     if not progress:
         return batches
     from tqdm import tqdm
