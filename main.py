@@ -1,15 +1,16 @@
-"""Trains a diffusion model, samples from a trained one, edits images with it, or measures how likely images are.
+"""Trains a diffusion model, samples from a trained one, edits images with it, or measures how good it is.
 
     python main.py --config=configs/ddpm_digits.py --workdir=runs/digits
     python main.py --workdir=runs/digits --mode=sample --num_samples=256 --sampler=ddim --num_steps=50
     python main.py --workdir=runs/digits --mode=edit --edit=inpaint --image=seven.png --mask=mask.png
     python main.py --workdir=runs/digits --mode=likelihood
+    python main.py --config=configs/ddpm_digits.py --workdir=refs/digits --mode=ref_stats --features=raw_pixels
+    python main.py --workdir=runs/digits --mode=evaluate --reference=refs/digits --num_samples=1000
 
 Every option of the config is a flag: --config.loss.norm=l1, ... The same command again continues a stopped run.
 """
 
 import sys
-from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -18,7 +19,7 @@ from diffusion import flags as mode_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, such as configs/ddpm_digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: everything is written there.", required=True)
-_MODE = flags.DEFINE_enum("mode", "train", ["train", *mode_flags.BLOCKS], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "ref_stats", *mode_flags.BLOCKS], "What to do.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a pod or cluster into one job.")
 mode_flags.define()
 
@@ -39,45 +40,15 @@ def main(argv: list[str]) -> int:
             raise commands.Refused(str(error)) from error
         if _DISTRIBUTED.value:
             commands.join_cluster()
-        return _train() if _MODE.value == "train" else _draw(values)
+        config = _CONFIG.value
+        overrides = {} if config is None else config_flags.get_override_values(flags.FLAGS["config"])
+        done = commands.dispatch(_MODE.value, config, _WORKDIR.value, values, overrides, _DISTRIBUTED.value)
+        return 0 if done else 3
     except commands.Refused as error:
         return _refuse(str(error))
     except NonFiniteLoss as error:
         _refuse(str(error))
         return 4
-
-
-def _train() -> int:
-    from diffusion import commands
-    from diffusion.config import switch
-
-    if _CONFIG.value is None:
-        raise commands.Refused("training needs a config: --config=configs/ddpm_digits.py, or another file of configs/.")
-    switch(_CONFIG.value, _overrides())
-    return 0 if commands.train(_CONFIG.value, _WORKDIR.value) else 3
-
-
-def _draw(values: dict[str, Any]) -> int:
-    from diffusion import commands, devices
-
-    if not _DISTRIBUTED.value:
-        devices.one_per_core()
-    blocks: dict[str, dict[str, Any]] = {block: {} for block in mode_flags.BLOCKS[_MODE.value]}
-    asked = {key: values.pop(name) for name, key in mode_flags.SETTINGS.items() if name in values}
-    for key, value in (_overrides() | asked).items():
-        block, _, name = key.partition(".")
-        if block not in blocks:
-            able = ", ".join(f"{name}.*" for name in blocks)
-            raise commands.Refused(f"--config.{key} cannot change a trained run in --mode={_MODE.value}; {able} can.")
-        blocks[block][name] = value
-    plural = {"label": "labels", "prompt": "prompts", "image": "images"}
-    command = {"sample": commands.sample, "edit": commands.edit, "likelihood": commands.likelihood}[_MODE.value]
-    command(_WORKDIR.value, **{plural.get(name, name): value for name, value in values.items()}, **blocks)
-    return 0
-
-
-def _overrides() -> dict[str, Any]:
-    return {} if _CONFIG.value is None else config_flags.get_override_values(flags.FLAGS["config"])
 
 
 def _refuse(message: str) -> int:

@@ -92,6 +92,14 @@ DEFAULTS: dict[str, Any] = {
         "guide_scale": 1.0,
     },
     "logging": {"tensorboard": True, "num_samples": 64, "sample_steps": placeholder(int)},
+    "evaluation": {
+        "every": 0,
+        "reference": placeholder(str),
+        "metric": "frechet",
+        "num_samples": 1000,
+        "sampler": placeholder(str),
+        "num_steps": 50,
+    },
 }
 """Plain DDPM; a placeholder is an option that is left out, but for training.num_steps, which each config gives."""
 
@@ -102,6 +110,9 @@ BESIDES_OPTIONS = {
     "sampler": ("threshold", "percentile"),
 }
 """Keys of a component's block that are not handed to the component."""
+
+PLACES_OF_DATA = ("data_dir", "archive", "path")
+"""Keys of the data block that say where the images lie, not what they are."""
 
 
 def config(**blocks: Any) -> ConfigDict:

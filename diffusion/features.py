@@ -113,19 +113,19 @@ def raw_pixels() -> Extractor:
     return Extractor("raw_pixels", {"preprocessing": "2 bytes / 255 - 1"}, of)
 
 
-def guide(folder: str, load_guide: Any, batch_size: int = 256) -> Extractor:
+def guide(weights: str, load_guide: Any, batch_size: int = 256) -> Extractor:
     """The last hidden layer, and the logits, of a classifier that was trained here, on images without noise.
 
-    folder:     its workdir, such as that of configs/features_digits.py.
+    weights:    its workdir, such as that of configs/features_digits.py.
     load_guide: `build.load_guide`: folder -> Guide.
     batch_size: images at a time over all devices.
 
     It is told of a level with little noise (log-SNR 6). ValueError for a guide that is no classifier, and for
     images of another shape than its own.
     """
-    trained = load_guide(folder)
+    trained = load_guide(weights)
     if not isinstance(trained.network, Classifier):
-        raise ValueError(f"{folder} holds a guide that reads captions, expected a classifier of images.")
+        raise ValueError(f"{weights} holds a guide that reads captions, expected a classifier of images.")
     read, param, shape = trained.network.read, trained.param, tuple(trained.facts.shape)
     level = trained.schedule.level(trained.schedule.time_at(np.asarray(LOG_SNR)))
 
@@ -138,7 +138,7 @@ def guide(folder: str, load_guide: Any, batch_size: int = 256) -> Extractor:
 
     def of(images: np.ndarray) -> Mapping[str, np.ndarray]:
         if images.shape[1:] != shape:
-            raise ValueError(f"got images of shape {images.shape[1:]}, but {folder} was trained on {shape}.")
+            raise ValueError(f"got images of shape {images.shape[1:]}, but {weights} was trained on {shape}.")
         return read_all(images)
 
     facts = {
@@ -219,5 +219,5 @@ def _how_to_get(path: Path) -> str:
     file = INCEPTION_WEIGHTS
     return (
         f"Fetch\n  {file.url}\n({file.num_bytes / 1e6:.0f} MB, sha256 {file.sha256[:8]}...) and put it at\n  {path}\n"
-        "or give its path, or its address to have it downloaded, as the option weights of the extractor inception."
+        "or give its path, or its address to have it downloaded: --weights= (in Python, inception(weights))."
     )

@@ -14,35 +14,70 @@ EDITS = ("inpaint", "image_to_image", "interpolate", "colourise", "super_resolve
 
 
 class Flag(NamedTuple):
-    """One flag; options are those of its absl type."""
+    """One flag; options are those of its absl type. In the modes `several` it may be given more than once."""
 
     name: str
     define: Callable[..., Any]
     modes: tuple[str, ...]
     help: str
     options: Any = {}  # noqa: RUF012
+    several: tuple[str, ...] = ()
 
 
-BLOCKS = {
-    "sample": ("sampler", "grid", "guidance"),
-    "edit": ("sampler", "grid", "guidance"),
-    "likelihood": ("data",),
-}
-"""The modes besides training, and the config's blocks that each lets a trained run change."""
+_DRAWN = ("sampler", "grid", "guidance")
+BLOCKS = {"sample": _DRAWN, "edit": _DRAWN, "evaluate": _DRAWN, "likelihood": ("data",)}
+"""The modes for a trained run, and the config's blocks that each lets it change."""
 
-_BOTH, _EDIT, _BITS = ("sample", "edit"), ("edit",), ("likelihood",)
+_EDIT, _BITS, _WORTH, _REFERENCE = ("edit",), ("likelihood",), ("evaluate",), ("ref_stats",)
+_DRAWING = ("sample", "evaluate")
+_BOTH = (*_DRAWING, *_EDIT)
 _ALL = (*_BOTH, *_BITS)
+_MEASURED = (*_WORTH, *_REFERENCE)
 _AT_LEAST_1 = {"lower_bound": 1}
 TABLE = (
-    Flag("num_samples", flags.DEFINE_integer, _BOTH, "how many (64); results of each image (4).", _AT_LEAST_1),
-    Flag("sampler", flags.DEFINE_string, _BOTH, "another sampler than the run's own, such as ddim."),
-    Flag("grid", flags.DEFINE_string, _BOTH, "another grid than the run's own, such as uniform_log_snr."),
-    Flag("num_steps", flags.DEFINE_integer, _ALL, "sampling steps, or steps of the bound, fewer than the chain's."),
-    Flag("guidance_scale", flags.DEFINE_float, _BOTH, "1 is conditional, above 1 guided, 0 unconditional."),
-    Flag("label", flags.DEFINE_multi_integer, _BOTH, "the class to draw; given more than once, in turn."),
-    Flag("prompt", flags.DEFINE_multi_string, _BOTH, "the caption to draw; given more than once, in turn."),
+    Flag(
+        "num_samples",
+        flags.DEFINE_integer,
+        _BOTH,
+        "how many (64); to evaluate (10000); results of each image (4).",
+        _AT_LEAST_1,
+    ),
+    Flag(
+        "sampler",
+        flags.DEFINE_multi_string,
+        _BOTH,
+        "another sampler than the run's own, such as ddim.",
+        several=_WORTH,
+    ),
+    Flag(
+        "grid",
+        flags.DEFINE_multi_string,
+        _BOTH,
+        "another grid than the run's own, such as uniform_log_snr.",
+        several=_WORTH,
+    ),
+    Flag(
+        "num_steps",
+        flags.DEFINE_multi_integer,
+        _ALL,
+        "sampling steps, or steps of the bound, fewer than the chain's.",
+        several=_WORTH,
+    ),
+    Flag(
+        "guidance_scale",
+        flags.DEFINE_multi_float,
+        _BOTH,
+        "1 is conditional, above 1 guided, 0 unconditional.",
+        several=_WORTH,
+    ),
+    Flag(
+        "label", flags.DEFINE_multi_integer, _BOTH, "the class to draw; given more than once, in turn.", several=_BOTH
+    ),
+    Flag(
+        "prompt", flags.DEFINE_multi_string, _BOTH, "the caption to draw; given more than once, in turn.", several=_BOTH
+    ),
     Flag("guide", flags.DEFINE_string, _BOTH, "the folder of a trained guide (a classifier, an encoder pair)."),
-    Flag("guide_scale", flags.DEFINE_float, _BOTH, "how much the guide counts (1)."),
+    Flag("guide_scale", flags.DEFINE_multi_float, _BOTH, "how much the guide counts (1).", several=_WORTH),
     Flag(
         "seed",
         flags.DEFINE_integer,
@@ -51,8 +86,38 @@ TABLE = (
         {"lower_bound": 0},
     ),
     Flag("batch_size", flags.DEFINE_integer, _ALL, "samples drawn, or images measured, at a time (128).", _AT_LEAST_1),
+    Flag(
+        "checkpoint",
+        flags.DEFINE_multi_string,
+        _ALL,
+        "a step, or best: by the evaluation during training (the newest).",
+        several=_WORTH,
+    ),
+    Flag("reference", flags.DEFINE_string, _WORTH, "what --mode=ref_stats wrote, or a public .npz of mu and sigma."),
+    Flag(
+        "metric",
+        flags.DEFINE_multi_string,
+        _WORTH,
+        "NAME or NAME:OPTION=VALUE, such as kid:num_subsets=0 (fid); may be given more than once.",
+        several=_WORTH,
+    ),
+    Flag("features", flags.DEFINE_string, _MEASURED, "inception, guide or raw_pixels (the reference's, or inception)."),
+    Flag("weights", flags.DEFINE_string, _MEASURED, "of the features: Inception's file or address, a guide's folder."),
+    Flag(
+        "max_features",
+        flags.DEFINE_integer,
+        _REFERENCE,
+        "rows of features to keep, for kid, precision_recall, density_coverage (50000).",
+        {"lower_bound": 0},
+    ),
     Flag("edit", flags.DEFINE_enum, _EDIT, "what is done to the images.", {"enum_values": EDITS}),
-    Flag("image", flags.DEFINE_multi_string, _EDIT, "an image file of the run's size; may be given more than once."),
+    Flag(
+        "image",
+        flags.DEFINE_multi_string,
+        _EDIT,
+        "an image file of the run's size; may be given more than once.",
+        several=_EDIT,
+    ),
     Flag(
         "mask", flags.DEFINE_string, _EDIT, "inpaint: an image file, white where it is painted anew, black elsewhere."
     ),
@@ -62,7 +127,13 @@ TABLE = (
     Flag("factor", flags.DEFINE_integer, _EDIT, "super_resolve: how many times higher and wider (2)."),
     Flag("num_resamples", flags.DEFINE_integer, _EDIT, "known parts: times that a stretch is walked; 1 is none (1)."),
     Flag("jump_length", flags.DEFINE_integer, _EDIT, "known parts: steps of such a stretch (10)."),
-    Flag("split", flags.DEFINE_enum, _BITS, "whose images (test).", {"enum_values": ("train", "test")}),
+    Flag(
+        "split",
+        flags.DEFINE_enum,
+        (*_BITS, *_REFERENCE),
+        "whose images (test; of a reference, train).",
+        {"enum_values": ("train", "test")},
+    ),
     Flag("num_images", flags.DEFINE_integer, _BITS, "the first so many of them (all).", _AT_LEAST_1),
     Flag("num_terms", flags.DEFINE_integer, _BITS, "terms of the bound drawn for each image (all).", _AT_LEAST_1),
     Flag("variance", flags.DEFINE_enum, _BITS, "of the bound's steps (the run's own).", {"enum_values": VARIANCES}),
@@ -99,10 +170,23 @@ def define() -> None:
 
 
 def given(mode: str) -> dict[str, Any]:
-    """Name and value of each flag on the command line; ValueError for one of another mode."""
-    present = [flag for flag in TABLE if flags.FLAGS[flag.name].present]
-    for flag in present:
-        if mode not in flag.modes:
-            instead = "; a training's options are --config.BLOCK.KEY=VALUE" if mode == "train" else ""
-            raise ValueError(f"--{flag.name} is for --mode={' or '.join(flag.modes)}{instead}.")
-    return {flag.name: flags.FLAGS[flag.name].value for flag in present}
+    """Name and value of each flag on the command line: a list where the mode takes several.
+
+    ValueError for a flag of another mode, and for several values where the mode takes one.
+    """
+    return {flag.name: _value(flag, mode) for flag in TABLE if flags.FLAGS[flag.name].present}
+
+
+def _value(flag: Flag, mode: str) -> Any:
+    if mode not in flag.modes:
+        instead = "; a training's options are --config.BLOCK.KEY=VALUE" if mode == "train" else ""
+        raise ValueError(f"--{flag.name} is for --mode={' or '.join(flag.modes)}{instead}.")
+    value: Any = flags.FLAGS[flag.name].value
+    if not flag.several or mode in flag.several:
+        return value
+    if len(value) > 1:
+        raise ValueError(
+            f"got --{flag.name} {len(value)} times, but --mode={mode} takes one; --mode={' or '.join(flag.several)} "
+            "takes several."
+        )
+    return value[0]

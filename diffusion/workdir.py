@@ -4,6 +4,7 @@
     checkpoints/     one folder per saved step                metrics.jsonl, tensorboard/
     samples/         grids drawn during training, and what --mode=sample writes
     edits/           what --mode=edit writes                  loss.png     the loss curve, at the end
+    evaluations/     what --mode=evaluate draws and measures  evaluations.jsonl  its table
     likelihood/      what --mode=likelihood writes
     test.json        of a guide, at the end: how well it reads its test set
 
@@ -21,6 +22,7 @@ from typing import Any
 MAY_CHANGE = (
     *("training.num_steps", "training.log_every", "training.checkpoint_every", "training.sample_every"),
     *("training.keep_checkpoints", "data.data_dir", "data.archive", "sampler.", "grid.", "guidance.", "logging."),
+    "evaluation.",
 )
 """Keys that a continued run may set anew: none of them changes an update that was made."""
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 RANKS = [
-    {"types", "keys", "lookup", "devices", "workdir", "provenance", "flags", "torch_file"},
+    {"types", "keys", "lookup", "devices", "workdir", "provenance", "flags", "torch_file", "evaluations"},
     {"paths", "augment"},
     {"schedules", "gaussian", "decoder", "networks", "data", "metrics"},
     {"parameterization", "levels", "guidance", "points", "sde", "ode", "conditions", "learned_schedules"},
     {"weights", "images", "denoiser", "objectives", "bound", "continuous_bound", "features"},
-    {"losses", "sampling", "likelihood"},
-    {"training", "evaluate", "sweeps"},
+    {"losses", "sampling", "likelihood", "measuring"},
+    {"training", "references", "sweeps"},
     {"config"},
     {"build"},
     {"commands"},

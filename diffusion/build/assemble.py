@@ -131,7 +131,7 @@ def _denoising(
 def _guide(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -> Guide:
     """The run that learns to read a class or a caption from x_t."""
     objective = lookup.make(objectives, Objective, {"name": config.loss.name}, block="loss")
-    parts.check_unused(config, ("loss", "weight", "sampler", "grid", "guidance"))
+    parts.check_unused(config, ("loss", "weight", "sampler", "grid", "guidance", "evaluation"))
     parts.check_no_variance(config)
     dataset, facts = _data(config, facts)
     parts.augmented(config.data, facts.shape)
@@ -236,7 +236,7 @@ def _augmented(batch: Mapping[str, Any], key: jax.Array, config: ConfigDict) -> 
 
 def load(
     folder: str | Path,
-    step: int | None = None,
+    step: int | str | None = None,
     *,
     sampler: Mapping[str, Any] | None = None,
     grid: Mapping[str, Any] | None = None,
@@ -245,7 +245,7 @@ def load(
     """A trained run, ready to sample from: `sampling.generate(build.load("runs/digits"))`.
 
     folder: the --workdir of the training; neither its config nor its data are needed again.
-    step: which checkpoint, by default the newest.
+    step: which checkpoint, by default the newest; "best" is the one with the best evaluation during training.
     sampler, grid, guidance: settings that replace the run's own, such as sampler={"name": "ddim", "eta": 0.5} or
     guidance={"scale": 3.0}; where the name is another one than the run's, the rest of the run's block does not apply,
     but for the threshold. guidance={"guide": "runs/classifier_digits", "guide_scale": 2.0} loads that guide too.
@@ -263,7 +263,7 @@ def load(
     return run
 
 
-def load_guide(folder: str | Path, step: int | None = None) -> Guide:
+def load_guide(folder: str | Path, step: int | str | None = None) -> Guide:
     """A trained guide, ready to steer: guide.log_likelihood(guide.params, cond); the errors are as in `load`."""
     guide = _load(folder, step, {})
     if not isinstance(guide, Guide):
@@ -279,7 +279,7 @@ def _loss(folder: str | Path) -> str:
     return workdir.read(Path(folder).expanduser(), "config.json").get("loss", {}).get("name", DENOISING[0])
 
 
-def _load(folder: str | Path, step: int | None, replaced: Mapping[str, Mapping[str, Any]]) -> Run | Guide:
+def _load(folder: str | Path, step: int | str | None, replaced: Mapping[str, Mapping[str, Any]]) -> Run | Guide:
     folder = Path(folder).expanduser()
     settings, known = workdir.read(folder, "config.json"), workdir.read(folder, "data.json")
     for block, given in replaced.items():
@@ -290,5 +290,21 @@ def _load(folder: str | Path, step: int | None, replaced: Mapping[str, Mapping[s
     facts: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
     run = build(from_json(settings), Facts(**facts))
     shape = jax.eval_shape(run.network.init, jax.random.key(0))
-    params, step = checkpoint.load_params(folder / "checkpoints", shape, next(iter(run.ema_decays)), step)
-    return dataclasses.replace(run.with_params(params), step=step)
+    saved = folder / "checkpoints"
+    params, found = checkpoint.load_params(saved, shape, next(iter(run.ema_decays)), _step(saved, step))
+    return dataclasses.replace(run.with_params(params), step=found)
+
+
+def _step(saved: Path, step: int | str | None) -> int | None:
+    """The step that is meant; None is the newest."""
+    if step == "best":
+        best = checkpoint.best_step(saved)
+        if best is None:
+            raise ValueError(
+                f"no checkpoint in {saved} was evaluated, so none is the best: train with evaluation.every=1000 and "
+                "evaluation.reference=FILE, or name a step."
+            )
+        return best
+    if isinstance(step, str) and not step.isdigit():
+        raise ValueError(f"got the checkpoint {step!r}, expected a step, such as 2000, or best.")
+    return None if step is None else int(step)

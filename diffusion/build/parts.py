@@ -193,6 +193,12 @@ def check_training(config: ConfigDict) -> None:
             raise ValueError(f"training.{name} is {training[name]}, expected a whole number of at least 1.")
     if training.sample_every < 0:
         raise ValueError(f"training.sample_every is {training.sample_every}, expected 0 (no grids) or more.")
+    evaluation = config.evaluation
+    if evaluation.every < 0 or evaluation.num_samples < 2 or evaluation.num_steps < 1:
+        raise ValueError(
+            f"got evaluation.every={evaluation.every}, num_samples={evaluation.num_samples}, "
+            f"num_steps={evaluation.num_steps}; expected 0 (never) or more, at least 2, at least 1."
+        )
     for name, value in {"num_samples": config.logging.num_samples, "sample_steps": config.logging.sample_steps}.items():
         if value is not None and value < 1:
             raise ValueError(f"logging.{name} is {value}, expected a whole number of at least 1.")

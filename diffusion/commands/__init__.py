@@ -1,9 +1,23 @@
 """What `main.py` does in each mode, also callable from a notebook: train(config, workdir), sample(workdir), ..."""
 
 from diffusion.commands.console import Refused, join_cluster
+from diffusion.commands.dispatch import dispatch
 from diffusion.commands.edit import edit
+from diffusion.commands.evaluate import Way, evaluate
 from diffusion.commands.likelihood import likelihood
+from diffusion.commands.ref_stats import ref_stats
 from diffusion.commands.sample import sample
 from diffusion.commands.train import train
 
-__all__ = ["Refused", "edit", "join_cluster", "likelihood", "sample", "train"]
+__all__ = [
+    "Refused",
+    "Way",
+    "dispatch",
+    "edit",
+    "evaluate",
+    "join_cluster",
+    "likelihood",
+    "ref_stats",
+    "sample",
+    "train",
+]

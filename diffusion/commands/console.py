@@ -1,6 +1,9 @@
 """What every command says to its user."""
 
+from collections.abc import Iterable, Iterator
+
 import jax
+import numpy as np
 
 from diffusion import devices
 
@@ -21,3 +24,15 @@ def say(text: str) -> None:
     """Prints a line, once for all processes."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+def bar(
+    batches: Iterable[np.ndarray], total: int, done: int = 0, *, unit: str = "image", shown: bool = True
+) -> Iterator[np.ndarray]:
+    """The batches of rows, with a progress bar over rows on the first process; those from `total` on only fill up."""
+    from tqdm import tqdm
+
+    with tqdm(total=total, initial=done, unit=unit, disable=not shown or jax.process_index() > 0) as progress:
+        for rows in batches:
+            yield rows
+            progress.update(min(len(rows), total - int(rows[0])))

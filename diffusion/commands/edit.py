@@ -62,6 +62,7 @@ def edit(
     guidance: Mapping[str, Any] | None = None,
     labels: Sequence[int] | None = None,
     prompts: Sequence[str] | None = None,
+    checkpoint: int | str | None = None,
     **options: Any,
 ) -> Path:
     """Edits image files with the run in the folder and writes the results to <folder>/edits/; the path of the .npz.
@@ -81,7 +82,8 @@ def edit(
     try:
         _check_request(edit, images, num_samples, options)
         options = _defaults(edit, images) | options
-        run = build.load(folder, sampler=_sampler(edit, images, sampler), grid=grid, guidance=guidance)
+        replaced = {"sampler": _sampler(edit, images, sampler), "grid": grid, "guidance": guidance}
+        run = build.load(folder, checkpoint, **replaced)
         given = _read(run, edit, images, options)
         count = 1 if edit == "invert" else num_samples or (8 if edit == "interpolate" else 4)
         asked = _asked(run, edit, outputs.asked(labels, prompts))

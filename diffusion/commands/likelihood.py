@@ -16,15 +16,12 @@ from diffusion.commands import outputs, plots
 from diffusion.commands.console import Refused, say
 from diffusion.commands.measures import UNGUIDED, Asked, Protocol, measures, resolved
 from diffusion.commands.passes import Found, check, one_pass
-from diffusion.config import to_json
+from diffusion.config import PLACES_OF_DATA, to_json
 from diffusion.data.dataset import Dataset
 from diffusion.provenance import fingerprint, provenance
 
 SUMMANDS = ("L_T", "sum", "L_0", "prior", "diffusion", "reconstruction")
 """The parts of a bound, in the order of its formula."""
-
-PLACES_OF_DATA = ("data_dir", "archive", "path")
-"""Keys of the data block that say where the images lie, not what they are."""
 
 
 def likelihood(
@@ -35,6 +32,7 @@ def likelihood(
     threshold: str | None = None,
     batch_size: int = 128,
     data: Mapping[str, Any] | None = None,
+    checkpoint: int | str | None = None,
     **asked: Any,
 ) -> Path:
     """Measures what a data set's images cost under the run in the folder, in bits per dimension; the path of the JSON.
@@ -52,6 +50,7 @@ def likelihood(
     ode_steps:  levels of the flow (`likelihood.flow_grid`), 200; the error of too few is not in the standard error.
     solver, trace, num_probes, dequantise: of the flow, see `likelihood.ode_bpd`: "heun", "hutchinson", 1, "uniform".
     seed:       image i has the same noise for the same seed (0), in any batches, on any devices.
+    checkpoint: its step, or "best"; None is the newest.
     data:       another place of the same images: {"data_dir": ...}, {"archive": ...} or {"path": ...}.
 
     Killed and started again, it goes on behind the last batch that was done, to the same numbers.
@@ -61,7 +60,7 @@ def likelihood(
     folder, options = Path(folder).expanduser(), Asked(**asked)
     try:
         other = {} if threshold is None else {"threshold": threshold, "percentile": None}
-        run = build.load(folder, sampler=other, guidance=UNGUIDED)
+        run = build.load(folder, checkpoint, sampler=other, guidance=UNGUIDED)
         dataset = _open(run, split, data or {})
         count = len(dataset) if num_images is None else num_images
         if not 1 <= count <= len(dataset) or batch_size < 1:

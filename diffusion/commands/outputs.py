@@ -38,15 +38,21 @@ def asked(labels: Sequence[int] | None, prompts: Sequence[str] | None) -> Asked:
 
 
 def description(run: build.Run, num_samples: int, num_steps: int | None, seed: int, what: Asked) -> dict[str, Any]:
-    """How samples are made: everything that decides their pixels."""
+    """Which samples are made, and how."""
+    return {**way(run, num_steps, seed, what), "num_samples": num_samples}
+
+
+def way(run: build.Run, num_steps: int | None, seed: int, what: Asked) -> dict[str, Any]:
+    """How samples are made: with the parameters, everything that decides the pixels of sample i."""
     blocks = to_json(run.config)
+    count = len(run.grid(num_steps).h)
     return {
         "sampler": blocks["sampler"],
         "grid": blocks["grid"],
         "guidance": {k: float(v) if k in NUMBERS else v for k, v in blocks["guidance"].items()},
         **what._asdict(),
-        "num_steps": len(run.grid(num_steps).h),
-        "num_samples": num_samples,
+        "num_steps": count,
+        "nfe": None if run.sampler.nfe is None else run.sampler.nfe(count),
         "seed": seed,
         "checkpoint_step": run.step,
         "guide_step": None if run.guide is None else run.guide.step,
@@ -67,8 +73,9 @@ def file_name(made: Mapping[str, Any]) -> str:
         guidance["guide"] = f"{path.name}{made['guide_step']}-{_hash(path)}"
     labels = {"label": made["labels"]} if made["labels"] else {}
     labels |= {"prompt": _slug(made["prompts"])} if made["prompts"] else {}
-    counts = f"{made['num_steps']}steps_n{made['num_samples']}_seed{made['seed']}_checkpoint{made['checkpoint_step']}"
-    return "_".join([made["sampler"]["name"], *words(options | guidance | labels), counts])
+    count = [f"n{made['num_samples']}"] if "num_samples" in made else []
+    counts = [f"{made['num_steps']}steps", *count, f"seed{made['seed']}", f"checkpoint{made['checkpoint_step']}"]
+    return "_".join([made["sampler"]["name"], *words(options | guidance | labels), *counts])
 
 
 def words(options: Mapping[str, Any]) -> list[str]:

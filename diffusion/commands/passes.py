@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from diffusion import devices, keys
-from diffusion.commands.console import say
+from diffusion.commands.console import bar, say
 from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
 from diffusion.types import Params
@@ -57,7 +57,7 @@ def one_pass(
     found = _read(kept)
     done = devices.of_first_process(len(next(iter(found.rows.values()), ())))
     say(f"measuring {num_images - done} images; the first batch is compiled before")
-    for rows in _bar(devices.row_batches(num_images, batch_size, mesh, done), num_images, done):
+    for rows in bar(devices.row_batches(num_images, batch_size, mesh, done), num_images, done):
         batch = pipeline.gather(dataset, rows)
         given = rows, batch["image"], {name: batch[name] for name in reads}
         measured = jax.tree.map(devices.fetch, measure(params, *devices.put(given, devices.split(mesh))))
@@ -82,16 +82,6 @@ def _together(parts: Mapping[str, Measure], key: Any) -> Callable[..., Any]:
         return {name: part(params, keys.each_stream(each, name), images, cond) for name, part in parts.items()}
 
     return measure
-
-
-def _bar(batches: Sequence[np.ndarray], total: int, done: int) -> Iterator[np.ndarray]:
-    """The rows of each batch, with a progress bar over images."""
-    from tqdm import tqdm
-
-    with tqdm(total=total, initial=done, unit="image", disable=jax.process_index() > 0) as bar:
-        for rows in batches:
-            yield rows
-            bar.update(min(len(rows), total - int(rows[0])))
 
 
 def _joined(found: Found, measured: Mapping[str, Any], count: int) -> Found:

@@ -25,18 +25,20 @@ def sample(
     guidance: Mapping[str, Any] | None = None,
     labels: Sequence[int] | None = None,
     prompts: Sequence[str] | None = None,
+    checkpoint: int | str | None = None,
 ) -> Path:
     """Draws samples from the run in the folder and writes them to <folder>/samples/; the path of the .npz.
 
     sampler, grid, guidance: settings that replace the run's own, as in `build.load`. labels, prompts: the classes and
-    the captions to draw, in turn; None is all classes, and some captions of the training set. The .npz holds `arr_0`,
+    the captions to draw, in turn; None is all classes, and some captions of the training set. checkpoint: its step, or
+    "best"; None is the newest. The .npz holds `arr_0`,
     uint8 [n, h, w, c], the layout that public FID evaluators read (float32 [n, 2] for points); a PNG grid of the first
     256 and a JSON that says how they were made lie beside it. The rest of the config comes from the folder.
     Refused: before anything is drawn.
     """
     folder = Path(folder).expanduser()
     try:
-        run = build.load(folder, sampler=sampler, grid=grid, guidance=guidance)
+        run = build.load(folder, checkpoint, sampler=sampler, grid=grid, guidance=guidance)
         asked = outputs.asked(labels, prompts)
         cond = run.cond(num_samples, *asked)
         made = outputs.description(run, num_samples, num_steps, seed, asked)

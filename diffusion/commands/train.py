@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from diffusion import build, devices, keys, workdir
 from diffusion.commands.console import Refused, say
 from diffusion.commands.results import results
+from diffusion.commands.watching import watch
 from diffusion.config import config as default_config
 from diffusion.config import to_json
 from diffusion.provenance import provenance
@@ -32,6 +33,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     try:
         run, dataset, target = _prepare(config, folder, mesh)
         shown = results(run, folder)
+        watched = watch(run) if isinstance(run, build.Run) else None
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
     training, about = config.training, {"config": to_json(config), **provenance()}
@@ -55,7 +57,13 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
         )
         hooks: list[Hook] = [
             recorder,
-            saver(checkpoints, every=training.checkpoint_every, recorder=recorder),
+            saver(
+                checkpoints,
+                every=training.checkpoint_every,
+                recorder=recorder,
+                score=None if watched is None else lambda s, i: watched.score(s, i, logs),
+                score_every=config.evaluation.every,
+            ),
             painter(lambda s, i: shown.show(s, i, logs), every=training.sample_every, recorder=recorder),
         ]
         train_key = keys.stream(key, "train")
@@ -83,7 +91,7 @@ def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run | b
     folder.mkdir(parents=True, exist_ok=True)
     target = states.abstract(run.new_state, mesh)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
-    workdir.check_space(folder, size, config.training.keep_checkpoints)
+    workdir.check_space(folder, size, config.training.keep_checkpoints + bool(config.evaluation.every))
     dataset = run.batches(jax.process_index(), jax.process_count())
     if jax.process_index() == 0:
         workdir.write(folder, "config.json", to_json(config))

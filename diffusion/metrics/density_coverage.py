@@ -17,7 +17,11 @@ class DensityCoverage(NamedTuple):
 def density_coverage(k: int = 5, progress: bool = False) -> Metric:
     """The metric whose numbers are "density" and "coverage", of `balls_reached`; needs the reference's features."""
     check_k(k)
-    return Metric(lambda generated, reference: balls_reached(generated, reference, k, progress=progress)._asdict())
+
+    def compute(generated: Rows, reference: Rows) -> dict[str, float]:
+        return balls_reached(generated, reference, k, progress=progress)._asdict()
+
+    return Metric(compute, higher_is_better=True)
 
 
 def balls_reached(generated: Rows, reference: Rows, k: int = 5, *, progress: bool = False) -> DensityCoverage:

@@ -22,12 +22,14 @@ class Metric:
     keeps:      "statistics" where a `moments.Statistics` of each set is enough, which `moments.Moments` gathers in one
                 pass and a reference file holds; "features" where the rows themselves, [n, d], are needed.
     reference:  whether the samples are compared with a reference at all.
+    higher_is_better: of the first number, which chooses the best of several models.
     """
 
     compute: Callable[[Any, Any], Mapping[str, float]]
     reads: str = "pool"
     keeps: Literal["statistics", "features"] = "features"
     reference: bool = True
+    higher_is_better: bool = False
 
 
 def check_rows(name: str, features: Rows, at_least: int, why: str) -> np.ndarray:

@@ -112,14 +112,19 @@ def _of(rows: np.ndarray) -> Moments:
     return Moments(len(rows), mean, away.T @ away, rows[:0])
 
 
-def write(file: str | Path, sets: Mapping[str, Statistics], facts: Mapping[str, Any]) -> None:
+def write(
+    file: str | Path,
+    sets: Mapping[str, Statistics],
+    facts: Mapping[str, Any],
+    besides: Mapping[str, np.ndarray] = {},
+) -> None:
     """Writes statistics by what was read ("pool", "spatial") and facts about them, atomically, as one .npz.
 
     The arrays mu and sigma (mu_s and sigma_s) are what other codebases expect; ours besides them are the number of
-    rows `n` and `facts`, anything that JSON holds (data fingerprint, preprocessing, hash of the weights), which others
-    pass over.
+    rows `n` and `facts`, anything that JSON holds (data fingerprint, preprocessing, hash of the weights), and arrays
+    besides, which others pass over.
     """
-    arrays: dict[str, Any] = {"facts": json.dumps(dict(facts), sort_keys=True)}
+    arrays: dict[str, Any] = {"facts": json.dumps(dict(facts), sort_keys=True), **besides}
     for reads, (mean, covariance, num_rows) in sets.items():
         if reads not in ARRAYS:
             raise ValueError(f"got statistics of {reads!r}, expected those of {' or '.join(map(repr, ARRAYS))}.")

@@ -18,7 +18,11 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(k: int = 3, progress: bool = False) -> Metric:
     """The metric whose numbers are "precision" and "recall", of `shares_reached`; needs the reference's features."""
     check_k(k)
-    return Metric(lambda generated, reference: shares_reached(generated, reference, k, progress=progress)._asdict())
+
+    def compute(generated: Rows, reference: Rows) -> dict[str, float]:
+        return shares_reached(generated, reference, k, progress=progress)._asdict()
+
+    return Metric(compute, higher_is_better=True)
 
 
 def shares_reached(generated: Rows, reference: Rows, k: int = 3, *, progress: bool = False) -> PrecisionRecall:

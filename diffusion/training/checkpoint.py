@@ -1,6 +1,8 @@
 """Checkpoints in <workdir>/checkpoints/<step>/, through Orbax."""
 
+import json
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,16 +19,22 @@ from diffusion.types import Params
 class Checkpoints:
     """The checkpoints of one run; use it as a context manager, which waits for writes that are under way.
 
-    folder: where the steps lie. keep: how many of the newest ones are kept. about: what is stored beside
-    each state (config, versions, commit), as JSON.
+    folder: where the steps lie. keep: how many of the newest ones are kept, and beside them the one with the lowest
+    score. about: what is stored beside each state (config, versions, commit), as JSON.
     """
 
     def __init__(self, folder: Path, *, keep: int = 3, about: Mapping[str, Any] | None = None) -> None:
         _quieten_orbax()
         self.folder = Path(folder).resolve()
         self.about = dict(about or {})
-        policy = ocp.checkpoint_managers.LatestN(keep)
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        managers = ocp.checkpoint_managers
+        best = managers.BestN(get_metric_fn=_score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), best]),
+            best_fn=_score,
+            best_mode="min",
+            cleanup_tmp_directories=True,
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
@@ -39,12 +47,15 @@ class Checkpoints:
         """The newest complete checkpoint's step; None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState) -> None:
-        """Starts to write the state under its own step, unless that step is there already."""
+    def save(self, state: TrainState, score: float = math.inf) -> None:
+        """Starts to write the state under its own step, unless that step is there already.
+
+        score: how good it is, the lower the better; infinity where it was not measured.
+        """
         step = int(state.step)
         if step != self.latest_step():
             items = {"state": ocp.args.StandardSave(state), "about": ocp.args.JsonSave(self.about)}
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics={"score": score})
 
     def wait(self) -> None:
         """Returns when the last save is complete on disk."""
@@ -58,6 +69,18 @@ class Checkpoints:
         """
         item = {name: value for name, value in target._asdict().items() if value is not None}
         return TrainState(**_read(self.folder / str(self.latest_step()), item))
+
+
+def best_step(folder: Path) -> int | None:
+    """The step of the checkpoint with the lowest score; None where none was measured."""
+    files = {int(file.parts[-3]): file for file in Path(folder).glob("[0-9]*/metrics/metrics")}
+    scores = {step: _score(json.loads(file.read_text())) for step, file in files.items()}
+    best = min(scores, key=lambda step: (scores[step], -step), default=None)
+    return best if best is not None and math.isfinite(scores[best]) else None
+
+
+def _score(metrics: Mapping[str, Any]) -> float:
+    return metrics["score"]
 
 
 def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | None = None) -> tuple[Params, int]:

@@ -1,6 +1,7 @@
 """What happens between updates: logging, checkpoints, sample grids."""
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -70,13 +71,25 @@ class Recorder:
         self._clock, self._paused = now, 0.0
 
 
-def saver(checkpoints: Checkpoints, *, every: int, recorder: Recorder) -> Hook:
-    """A hook that saves the state every so many updates, and after the last."""
+def saver(
+    checkpoints: Checkpoints,
+    *,
+    every: int,
+    recorder: Recorder,
+    score: Callable[[TrainState, int], float] | None = None,
+    score_every: int = 0,
+) -> Hook:
+    """A hook that saves the state every so many updates, and after the last.
+
+    score(state, step): how good the state is, the lower the better; asked every score_every updates (0 is never), and
+    the state is saved with it.
+    """
 
     def hook(state: TrainState, step: int, metrics: dict[str, Any], last: bool) -> None:
-        if step % every == 0 or last:
+        scored = score is not None and score_every and step % score_every == 0
+        if scored or step % every == 0 or last:
             with recorder.paused():
-                checkpoints.save(state)
+                checkpoints.save(state, score(state, step) if score and scored else math.inf)
 
     return hook
 

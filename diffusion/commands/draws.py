@@ -1,0 +1,111 @@
+"""Samples of a run by id, kept on disk part by part: a killed drawing goes on, a larger one begins with a smaller."""
+
+import os
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from diffusion import build, devices, sampling
+from diffusion.commands import outputs
+from diffusion.commands.console import bar, say
+from diffusion.data.scaling import to_uint8
+
+
+class Draw(NamedTuple):
+    """Which samples: those of ids 0..num_samples - 1 of one seed, drawn in one way."""
+
+    run: build.Run
+    num_steps: int | None
+    seed: int
+    asked: outputs.Asked
+    num_samples: int
+    folder: Path
+
+
+def check_space(draw: Draw) -> None:
+    """OSError where the disk has no room for the samples."""
+    needed = draw.num_samples * int(np.prod(draw.run.shape))
+    there = next(place for place in (draw.folder, *draw.folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OSError(
+            f"{draw.num_samples} samples take {needed / 1e9:.3f} GB, and the disk of {draw.folder} has "
+            f"{free / 1e9:.3f} GB left. Free some space, or draw fewer: num_samples."
+        )
+
+
+def drawn(draw: Draw, batch_size: int) -> float:
+    """Draws what is missing, over all devices, and keeps it batch by batch; the seconds that all of it took.
+
+    A part is <first id>.npz with arr_0, uint8 [batch, h, w, c]. Whole batches are drawn, so that each is compiled once.
+    """
+    mesh = devices.data_mesh()
+    parts = _parts(draw.folder)
+    done = devices.of_first_process(sum(part.size for part in parts))
+    if done:
+        say(f"{min(done, draw.num_samples)} of {draw.num_samples} samples are in {draw.folder}")
+    seconds = sum(part.seconds for part in parts)
+    if done >= draw.num_samples:
+        return seconds
+    batches = devices.row_batches(draw.num_samples, batch_size, mesh, done)
+    size = len(batches[0])
+    cond = draw.run.cond(done + size * len(batches), *draw.asked)
+    for rows in bar(batches, draw.num_samples, done, unit="sample"):
+        start, first = time.perf_counter(), int(rows[0])
+        mine = {name: values[first : first + size] for name, values in cond.items()}
+        images = _generate(draw, mine, first, size)
+        took = time.perf_counter() - start
+        seconds += took
+        if jax.process_index() == 0:
+            _keep(draw.folder / f"{first:08d}.npz", {"arr_0": to_uint8(images), "seconds": took})
+    devices.any_process(False)  # the other processes read what the first has written
+    return seconds
+
+
+def kept(draw: Draw) -> Iterator[np.ndarray]:
+    """The samples, uint8 [n, h, w, c], a part after the other."""
+    first = 0
+    for part in _parts(draw.folder):
+        with np.load(part.file) as content:
+            yield content["arr_0"][: draw.num_samples - first]
+        first += part.size
+        if first >= draw.num_samples:
+            return
+
+
+def _generate(draw: Draw, cond: Mapping[str, Any], first: int, size: int) -> np.ndarray:
+    given: dict[str, Any] = {"num_steps": draw.num_steps, "seed": draw.seed, "cond": cond}
+    return sampling.generate(draw.run, num_samples=size, first_id=first, batch_size=size, **given)
+
+
+class _Part(NamedTuple):
+    file: Path
+    size: int
+    seconds: float
+
+
+def _parts(folder: Path) -> list[_Part]:
+    """The parts that follow on each other from id 0; what is damaged ends them, and is drawn again."""
+    found, first = [], 0
+    while (file := folder / f"{first:08d}.npz").exists():
+        try:
+            with np.load(file) as content:
+                found.append(_Part(file, len(content["arr_0"]), float(content["seconds"])))
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            say(f"{file} is damaged ({error}): it is drawn again")
+            break
+        first += found[-1].size
+    return found
+
+
+def _keep(file: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes a part atomically."""
+    new = file.with_name(f"{file.name}.new.npz")
+    np.savez(new, **arrays)
+    os.replace(new, file)
