@@ -50,6 +50,17 @@ def test_clusters_too_tight_for_float32_have_the_radii_of_float64():
     assert shares_reached(rows + 1e-9, rows).precision == 1
 
 
+@pytest.mark.parametrize("far", [1e3, 1e7, 1e12, 1e18])
+def test_an_outlier_however_far_changes_nothing_for_the_others(far):
+    """Beside numbers of its size, |x|^2 + |y|^2 - 2 x.y has no digit of their distances left, in float64 neither."""
+    rows = np.random.default_rng(0).normal(size=(300, 6))
+    rows[7] = far
+    np.testing.assert_allclose(neighbours.squared_radii(rows, 3), radii(rows, 3), rtol=1e-12)
+    points = np.random.default_rng(1).normal(size=(200, 6))
+    inside = squared(points, rows) <= radii(rows, 3)[None]
+    assert np.array_equal(neighbours.count_balls(points, rows, radii(rows, 3)), inside.sum(1))
+
+
 def test_every_point_is_in_the_balls_that_float64_says(pair):
     points, centres = pair
     within = neighbours.squared_radii(centres, 4)
