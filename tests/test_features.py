@@ -210,6 +210,8 @@ def test_weights_are_downloaded_from_an_address_and_checked_before_they_are_kept
     assert not list(place.iterdir())
     publish(weights, monkeypatch)
     assert features.inception(weights.as_uri()).fingerprint["weights"] == sha256(weights)
+    with pytest.raises(ValueError, match=r"(?s)own_weights=True and the address https://.*give its path"):
+        features.inception("https://nowhere.invalid/my.pth", own_weights=True)  # not what was downloaded before
     weights.unlink()
     assert features.inception().fingerprint["weights"] == features.inception(weights.as_uri()).fingerprint["weights"]
     assert [path.name for path in place.iterdir()] == ["inception.pth"]

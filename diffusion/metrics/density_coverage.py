@@ -29,7 +29,7 @@ def balls_reached(generated: Rows, reference: Rows, k: int = 5, *, progress: boo
     (Naeem et al. 2020, arXiv:2002.09797, section 3; k = 5 and 10,000 each as published). Its edge is not in it, as in
     the authors' code (prdc): so a copy of the reference has density 1, where with edges it would have (k + 1) / k, and
     a reference sample with k copies or more is never covered. `precision_recall` counts edges, as its authors do.
-    Published numbers are of features of VGG-16; compare with none of other features.
+    The paper's numbers are of features of VGG-16.
 
     For equal distributions density is 1 on average, above 1 where samples crowd in the densest places; coverage is
     1 - (m-1)...(m-k) / ((n+m-1)...(n+m-k)) on average whatever the distribution: 0.969 for k = 5 and many
