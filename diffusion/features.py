@@ -183,7 +183,11 @@ def _check_batch_size(batch_size: int) -> None:
 def _batched(apply: Callable[..., Any], params: Params, batch_size: int) -> Features:
     """apply(params, images) of any number of images, over all devices; compiled once for a size of batch and image."""
     _check_batch_size(batch_size)
-    compiled = jax.jit(apply)
+
+    @jax.jit
+    def compiled(params: Params, images: Any) -> Any:
+        with jax.default_matmul_precision("float32"):  # a GPU or TPU would take fewer digits, and no hash would say so
+            return apply(params, images)
 
     @functools.cache  # when it is first asked, not when it is made, so that a command may still choose its devices
     def placed() -> Any:
