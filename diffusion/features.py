@@ -80,11 +80,19 @@ def inception(weights: str | None = None, own_weights: bool = False, batch_size:
 
     weights:     the published file (`INCEPTION_WEIGHTS`), or an address to download it from; by default it lies where
                  pytorch-fid keeps it.
-    own_weights: take a file with another hash; its results compare with no published ones.
+    own_weights: take a file with another hash, by its path; its results compare with no published ones.
     batch_size:  images at a time over all devices.
 
     FileNotFoundError where it is missing, which says how to get it; ValueError where it is another one.
+
+    Compare with numbers of pytorch-fid, and with reference files that it made. TensorFlow's graph, which ADM's files
+    are made with, resizes otherwise (`networks.inception.apply`): take the images again instead of the files.
     """
+    if own_weights and weights is not None and "://" in weights:
+        raise ValueError(
+            f"got own_weights=True and the address {weights}, from which only the published file is downloaded. "
+            "Download yours, and give its path."
+        )
     path = _located(weights)
     with path.open("rb") as content:
         sha256 = hashlib.file_digest(content, "sha256").hexdigest()
@@ -175,7 +183,11 @@ def _check_batch_size(batch_size: int) -> None:
 def _batched(apply: Callable[..., Any], params: Params, batch_size: int) -> Features:
     """apply(params, images) of any number of images, over all devices; compiled once for a size of batch and image."""
     _check_batch_size(batch_size)
-    compiled = jax.jit(apply)
+
+    @jax.jit
+    def compiled(params: Params, images: Any) -> Any:
+        with jax.default_matmul_precision("float32"):  # a GPU or TPU would take fewer digits, and no hash would say so
+            return apply(params, images)
 
     @functools.cache  # when it is first asked, not when it is made, so that a command may still choose its devices
     def placed() -> Any:

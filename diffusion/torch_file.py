@@ -33,9 +33,10 @@ DTYPES = {
 """What torch calls a row of numbers of each type."""
 BROKEN = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, ValueError, OverflowError, UnicodeDecodeError),
-    *(EOFError, AttributeError, IndexError, KeyError, TypeError, NotImplementedError),
+    *(EOFError, OSError, MemoryError, RuntimeError, AttributeError, IndexError, KeyError, TypeError),
 )
-"""What reading raises where a file is damaged, or made to do harm."""
+"""What reading raises where a file is damaged, or made to do harm: also where it says that it is encrypted, that a part
+lies before its start, or that a text is larger than the memory."""
 
 
 class Storage(NamedTuple):
@@ -58,18 +59,20 @@ class Tensor(NamedTuple):
 def read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of a state dict that torch.save wrote, by name; read-only.
 
-    ValueError where the file is none, is damaged, or asks for anything but tensors of plain numbers.
+    ValueError where the file is none of torch's, is damaged, or asks for anything but tensors of plain numbers;
+    OSError where it cannot be opened.
     """
-    try:
-        with path.open("rb") as file:
+    with path.open("rb") as file:
+        try:
             read_layout = _zipped if zipfile.is_zipfile(file) else _older
             file.seek(0)
             described, numbers = read_layout(file)
-        if not described or not all(isinstance(value, Tensor) for value in described.values()):
-            raise pickle.UnpicklingError("it holds no state dict, which is tensors by name and nothing else.")
-        return {name: _array(tensor, numbers) for name, tensor in described.items()}
-    except BROKEN as error:
-        raise ValueError(f"{path} is no file of PyTorch weights that can be read safely: {error}") from error
+            if not described or not all(isinstance(value, Tensor) for value in described.values()):
+                raise pickle.UnpicklingError("it holds no state dict, which is tensors by name and nothing else.")
+            return {name: _array(tensor, numbers) for name, tensor in described.items()}
+        except BROKEN as error:
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"{path} is no file of PyTorch weights that can be read safely: {reason}") from error
 
 
 class _Reader(pickle.Unpickler):

@@ -107,6 +107,16 @@ def test_features_do_not_depend_on_batches_that_are_filled_up(batch_size):
         np.testing.assert_allclose(found[name], rows, rtol=1e-4, atol=1e-5)
 
 
+def test_a_guide_is_asked_in_full_float32_on_every_device():
+    run, told = trained(), []
+    run.network = dataclasses.replace(
+        run.network,
+        read=lambda *a, f=run.network.read, **k: told.append(jax.config.jax_default_matmul_precision) or f(*a, **k),
+    )
+    guide(run).extract(IMAGES)
+    assert told == ["float32"]
+
+
 def test_one_compilation_serves_every_batch():
     count = []
     run = trained()
@@ -210,6 +220,8 @@ def test_weights_are_downloaded_from_an_address_and_checked_before_they_are_kept
     assert not list(place.iterdir())
     publish(weights, monkeypatch)
     assert features.inception(weights.as_uri()).fingerprint["weights"] == sha256(weights)
+    with pytest.raises(ValueError, match=r"(?s)own_weights=True and the address https://.*give its path"):
+        features.inception("https://nowhere.invalid/my.pth", own_weights=True)  # not what was downloaded before
     weights.unlink()
     assert features.inception().fingerprint["weights"] == features.inception(weights.as_uri()).fingerprint["weights"]
     assert [path.name for path in place.iterdir()] == ["inception.pth"]

@@ -96,6 +96,21 @@ def test_a_tensor_reaches_no_memory_but_its_own(change, words, tmp_path):
         torch_file.read(archive(tmp_path / "made.pth", tensor(**change)))
 
 
+def test_what_a_reader_of_zips_and_pickles_raises_besides_is_a_refusal_too(tmp_path):
+    """Found by turning each bit of a file: an entry that says it is encrypted, one before the start, a huge text."""
+    path = archive(tmp_path / "made.pth", tensor())
+    whole = path.read_bytes()
+    encrypted, early = bytearray(whole), bytearray(whole)
+    encrypted[whole.index(b"PK\x01\x02") + 8] = 1
+    early[-6:-2] = (4096).to_bytes(4, "little")  # where the list of entries is said to start, in so short a file
+    for content in (bytes(encrypted), bytes(early), b"\x80\x04\x8d" + (2**62).to_bytes(8, "little")):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="made.pth is no file of PyTorch weights"):
+            torch_file.read(path)
+    with pytest.raises(FileNotFoundError):
+        torch_file.read(tmp_path / "nowhere.pth")
+
+
 @pytest.mark.parametrize("thing", [{}, {"state_dict": {}}, [1], 5, {"epoch": 3}])
 def test_what_is_no_state_dict_is_refused(thing, tmp_path):
     with pytest.raises(ValueError, match="is no file of PyTorch weights"):

@@ -44,7 +44,7 @@ def score_of_logits(logits: Rows, num_splits: int = 10, seed: int | None = 0) ->
     logits:      [n, classes] of any offset a row. The published code takes Inception's 1008 without the layer's bias.
     num_splits:  parts of equal size, but for one row (10 published).
     seed:        of the permutation before splitting, so that samples which come class by class give no splits of few
-                 classes; None leaves the order, as the published code does.
+                 classes; None leaves the order, as the published code does, which is this where num_splits divides n.
 
     Splits are biased downwards, the more the fewer rows they have, as p(y) is nearer to each p(y|x) of few: quote n and
     the splits. Their deviation is one of the score of n / num_splits samples (Barratt & Sharma 2018, arXiv:1801.01973,

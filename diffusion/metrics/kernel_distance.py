@@ -56,8 +56,9 @@ def distance_of_subsets(
     MMD^2 = mean of k(x_i, x_j), i != j, + the same of y - 2 mean of k(x_i, y_j). Leaving out i = j takes the bias
     away, at any size, so an estimate for equal distributions is around 0 and negative as often as not. Do not clip it.
 
-    The error is the deviation over subsets / sqrt(num_subsets). Subsets of one set overlap, so it is too small where
-    num_subsets * subset_size is above n: then quote `distance_of_all`.
+    The error is the deviation over subsets / sqrt(num_subsets), where published codes print the deviation itself.
+    Subsets of one set overlap, so it is too small where num_subsets * subset_size is above n, and 0 where subsets are
+    the whole sets: then quote `distance_of_all`.
     """
     check_pair(generated, reference, subset_size, f"a subset has {subset_size} of them; give a smaller subset_size")
     chosen = (

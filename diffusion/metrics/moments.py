@@ -11,6 +11,7 @@ was killed and resumed, or cut into other batches, gives the same bits.
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,8 +140,14 @@ def write(
 def read(file: str | Path) -> tuple[dict[str, Statistics], dict[str, Any]]:
     """The statistics of a file by what was read, and its facts ({} for a file from elsewhere).
 
-    ValueError for a file without mu and sigma, or whose arrays do not fit together.
+    ValueError for a file without mu and sigma, whose arrays do not fit together, or that is no .npz archive.
     """
+    with open(file, "rb") as start:
+        if not zipfile.is_zipfile(start):
+            raise ValueError(
+                f"{file} is no .npz archive, expected one with the arrays mu [d] and sigma [d, d]. A pickle is not "
+                "read, since it may run anything: load one that you trust, and np.savez its mu and sigma."
+            )
     with np.load(file) as content:
         arrays = {name: content[name] for names in ARRAYS.values() for name in names if name in content}
         counts = {name: int(content[name]) for name in ("n", "n_s") if name in content}

@@ -50,9 +50,12 @@ def squared_radii(features: Num[np.ndarray, "n d"], k: int, *, progress: bool = 
             lowest, ids = np.take_along_axis(lowest, keep, 1), np.take_along_axis(ids, keep, 1)
     squared = _kth_of(features, np.arange(len(features)), np.where(np.isfinite(lowest), ids, -1), k)
     # all that were not found are at least as far as the last bound; where that is within the radius, look again
-    unsure = np.flatnonzero(lowest.max(1).astype(np.float64) * frame.scale**2 < squared)
+    unsure = np.flatnonzero(np.maximum(lowest.max(1).astype(np.float64), 0) * frame.scale**2 < squared)
     for part in _parts(unsure, ROWS):
-        squared[part] = _kth_of(features, part, frame.nearest(features, part, count), k)
+        candidates, bound = frame.nearest(features, part, count)
+        squared[part] = _kth_of(features, part, candidates, k)
+        for row in part[np.maximum(bound, 0) < squared[part]]:  # beside an outlier, 1e8 times as far, or among ties
+            squared[row] = _kth_of_all(features, int(row), k)
     return squared
 
 
@@ -157,17 +160,17 @@ class _Frame:
         norms = (x**2).sum(1)[:, None] + (y**2).sum(1)[None]
         return norms - 2 * x @ y.T, 1e-13 * np.sqrt(x.shape[1]) * norms
 
-    def nearest(self, features: np.ndarray, part: np.ndarray, count: int) -> np.ndarray:
-        """The nearest other rows of the rows in `part`, [len(part), count], by float64."""
-        squared, ids = np.empty((len(part), 0)), np.empty((len(part), 0), np.int64)
+    def nearest(self, features: np.ndarray, part: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The nearest other rows of the rows in `part`, [len(part), count], and a bound below all further distances."""
+        low, ids = np.empty((len(part), 0)), np.empty((len(part), 0), np.int64)
         for start in range(0, len(features), COLUMNS):
             columns = np.arange(start, min(start + COLUMNS, len(features)))
-            new = self._squared(features[part], features[columns])[0]
-            new[part[:, None] == columns[None]] = np.inf
-            squared, ids = np.append(squared, new, 1), np.append(ids, np.broadcast_to(columns[None], new.shape), 1)
-            keep = np.argpartition(squared, min(count, squared.shape[1]) - 1, axis=1)[:, :count]
-            squared, ids = np.take_along_axis(squared, keep, 1), np.take_along_axis(ids, keep, 1)
-        return np.where(np.isfinite(squared), ids, -1)
+            squared, error = self._squared(features[part], features[columns])
+            new = np.where(part[:, None] == columns[None], np.inf, squared - error)
+            low, ids = np.append(low, new, 1), np.append(ids, np.broadcast_to(columns[None], new.shape), 1)
+            keep = np.argpartition(low, min(count, low.shape[1]) - 1, axis=1)[:, :count]
+            low, ids = np.take_along_axis(low, keep, 1), np.take_along_axis(ids, keep, 1)
+        return np.where(np.isfinite(low), ids, -1), low.max(1)
 
     def count(self, rows: np.ndarray, part: np.ndarray, columns: np.ndarray, radii: Any, column_radii: Any) -> Any:
         """`_count` of the rows in `part`, by float64; pairs at the edge are measured the long way."""
@@ -194,6 +197,12 @@ def _kth_of(features: np.ndarray, part: np.ndarray, candidates: np.ndarray, k: i
         squared[block] = _distance(features[part[block]][:, None], features[candidates[block]])
     squared[candidates < 0] = np.inf
     return np.partition(squared, k - 1, axis=1)[:, k - 1]
+
+
+def _kth_of_all(features: np.ndarray, row: int, k: int) -> float:
+    """The k-th least squared distance of one row to the others."""
+    squared = np.concatenate([_distance(features[row][None], block) for block in _parts(features, ROWS)])
+    return np.partition(np.delete(squared, row), k - 1)[k - 1]
 
 
 def _distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -33,7 +33,8 @@ def shares_reached(generated: Rows, reference: Rows, k: int = 3, *, progress: bo
 
     Both depend on n and k, so quote them, and take as many of each set: more samples make smaller balls, but more of
     them. Two draws of one distribution do not give 1. One outlier in the reference makes a ball that
-    takes in many (`density_coverage` mends that). The published code rounds distances to float16, ours to float64.
+    takes in many (`density_coverage` mends that). The paper's numbers are of features of VGG-16, ADM's of Inception's
+    pool; their codes compare distances in float16 or float32, this one in float64.
     """
     check_k(k)
     check_pair(generated, reference, k + 1, f"a ball reaches to the k-th other sample, k = {k}")

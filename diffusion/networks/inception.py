@@ -205,12 +205,15 @@ def init(key: jax.Array) -> Params:
 def apply(params: Params, images: Array | np.ndarray) -> dict[str, Array]:
     """The features of images [n, h, w, c] of any size, grey or in colour, uint8 or in [0, 1]; float32.
 
-    pool:    [n, 2048], the mean over the last 8x8 pixels: FID's, KID's and precision's.
-    logits:  [n, 1008], the last layer without its bias, as in every published Inception Score (Salimans et al. 2016).
+    pool:    [n, 2048], the mean over the last 8x8 pixels: FID's and KID's, and those of ADM's precision and recall.
+    logits:  [n, 1008], the last layer without its bias, as in the published code of the Inception Score (Salimans et
+             al. 2016) and in ADM's; ports that keep the bias give other scores.
     spatial: [n, 2023], the first 7 channels of the seventh block at 17x17 pixels: sFID's (Nash et al. 2021,
              arXiv:2103.03841), pixel by pixel with the channels innermost, as in ADM's evaluation.
 
-    The images are resized to 299x299 as pytorch-fid does, and only then mapped to [-1, 1].
+    The images are resized to 299x299 as pytorch-fid does, and only then mapped to [-1, 1]. TensorFlow's graph itself,
+    which the first FIDs and ADM's were computed with, takes pixel i from i n / 299, not from (i + 1/2) n / 299 - 1/2,
+    and maps the byte b to (b - 128) / 128. So its features are close to these, but not the same.
     """
     if images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise ValueError(f"got images of shape {images.shape}, expected [n, h, w, 1] or [n, h, w, 3].")
@@ -243,14 +246,14 @@ def from_torch_state(state: Mapping[str, np.ndarray]) -> Params:
         )
     leaves = []
     for name, (_, leaf) in zip(names, wanted, strict=True):
-        array = np.asarray(state[name], np.float32)
+        array = np.asarray(state[name])
         array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T  # torch has outputs before inputs
         if array.shape != leaf.shape:
             raise ValueError(
                 f"{name} has the shape {state[name].shape}, which becomes {array.shape} here, where "
                 f"{leaf.shape} is expected."
             )
-        leaves.append(np.ascontiguousarray(array))
+        leaves.append(np.ascontiguousarray(array, np.float32))
     return jax.tree.unflatten(tree, leaves)
 
 

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -96,6 +97,16 @@ def test_a_file_that_holds_no_statistics_is_refused(tmp_path, arrays, words):
     np.savez(tmp_path / "wrong.npz", **arrays)
     with pytest.raises(ValueError, match=words):
         read(tmp_path / "wrong.npz")
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path):
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "edm.pkl").write_bytes(pickle.dumps({"fid": {"mu": np.zeros(2), "sigma": np.eye(2)}}))
+    for name in ("array.npy", "edm.pkl"):
+        with pytest.raises(ValueError, match=f"{name} is no .npz archive, expected one with the arrays mu"):
+            read(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path / "nowhere.npz")
 
 
 def test_rows_that_do_not_fit_are_refused():

@@ -50,6 +50,17 @@ def test_clusters_too_tight_for_float32_have_the_radii_of_float64():
     assert shares_reached(rows + 1e-9, rows).precision == 1
 
 
+@pytest.mark.parametrize("far", [1e3, 1e7, 1e12, 1e18])
+def test_an_outlier_however_far_changes_nothing_for_the_others(far):
+    """Beside numbers of its size, |x|^2 + |y|^2 - 2 x.y has no digit of their distances left, in float64 neither."""
+    rows = np.random.default_rng(0).normal(size=(300, 6))
+    rows[7] = far
+    np.testing.assert_allclose(neighbours.squared_radii(rows, 3), radii(rows, 3), rtol=1e-12)
+    points = np.random.default_rng(1).normal(size=(200, 6))
+    inside = squared(points, rows) <= radii(rows, 3)[None]
+    assert np.array_equal(neighbours.count_balls(points, rows, radii(rows, 3)), inside.sum(1))
+
+
 def test_every_point_is_in_the_balls_that_float64_says(pair):
     points, centres = pair
     within = neighbours.squared_radii(centres, 4)
@@ -68,9 +79,20 @@ def test_the_shares_are_those_of_brute_force(pair):
         (distances <= radii(generated, 3)[:, None]).any(0).mean(),
     )
     assert shares_reached(generated, reference) == pytest.approx(expected, abs=1e-12)
-    inside = distances <= radii(reference, 5)[None]
+    inside = distances < radii(reference, 5)[None]
     expected = inside.sum(1).mean() / 5, inside.any(0).mean()
     assert balls_reached(generated, reference) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("copies", [1, 5, 6])
+def test_the_edge_of_a_ball_counts_for_precision_and_not_for_density(copies):
+    """As in the authors' codes: of a set and itself with k = 5, density is 1 unless k copies make balls of no width."""
+    data = np.repeat(np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32), copies, axis=0)
+    assert balls_reached(data, data) == ((1, 1) if copies < 6 else (0, 0))
+    assert shares_reached(data, data, k=5) == (1, 1)
+    still = np.full((30, 3), 0.1)
+    assert balls_reached(still, still) == (0, 0)
+    assert shares_reached(still, still) == (1, 1)
 
 
 def test_a_copy_of_the_neighbour_lies_on_the_edge_and_so_inside():
