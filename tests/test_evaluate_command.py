@@ -19,7 +19,7 @@ from diffusion.metrics.moments import Statistics
 
 RUN = {
     "schedule": {"name": "cosine_alpha_bar", "num_steps": 12},
-    "network": {"name": "unet", "channels": 8, "channel_mults": (1,), "num_blocks": 1, "attention_resolutions": ()},
+    "network": {"name": "mlp", "channels": 8, "num_blocks": 1},
     "training": {"num_steps": 2, "batch_size": 16, "log_every": 2, "checkpoint_every": 2, "sample_every": 0},
     "sampler": {"name": "ddim"},
     "grid": {"name": "strided", "num_steps": 2},
@@ -256,7 +256,6 @@ class TestRefusals:
             evaluate(trained)
 
 
-@pytest.mark.slow
 def test_a_training_is_evaluated_and_its_best_checkpoint_kept_beside_the_last(trained, tmp_path, monkeypatch):
     blocks = {
         **RUN,

@@ -71,6 +71,11 @@ def evaluate(
             draws.check_space(draw)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
+    if how.reference is not None and not how.reference.facts:
+        say(
+            f"{how.reference.path} does not say what it was made with; taken for pytorch-fid's features. Those of "
+            "TensorFlow's own graph, as in ADM's files, differ a little: quote which file it was."
+        )
     files = [file for draw in drawings for file in _measured(folder, draw, how, batch_size)]
     if jax.process_index() == 0:
         _report(folder, files)
