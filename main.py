@@ -1,9 +1,10 @@
-"""Trains a diffusion model, samples from a trained one, edits images with it, or measures how likely images are.
+"""Trains diffusion models, samples and edits images with them, measures them, and reports on many in one page.
 
     python main.py --config=configs/ddpm_digits.py --workdir=runs/digits
     python main.py --workdir=runs/digits --mode=sample --num_samples=256 --sampler=ddim --num_steps=50
     python main.py --workdir=runs/digits --mode=edit --edit=inpaint --image=seven.png --mask=mask.png
     python main.py --workdir=runs/digits --mode=likelihood
+    python main.py --workdir=runs --mode=report
 
 Every option of the config is a flag: --config.loss.norm=l1, ... The same command again continues a stopped run.
 """
@@ -67,11 +68,11 @@ def _draw(values: dict[str, Any]) -> int:
     for key, value in (_overrides() | asked).items():
         block, _, name = key.partition(".")
         if block not in blocks:
-            able = ", ".join(f"{name}.*" for name in blocks)
+            able = ", ".join(f"{name}.*" for name in blocks) or "nothing"
             raise commands.Refused(f"--config.{key} cannot change a trained run in --mode={_MODE.value}; {able} can.")
         blocks[block][name] = value
     plural = {"label": "labels", "prompt": "prompts", "image": "images"}
-    command = {"sample": commands.sample, "edit": commands.edit, "likelihood": commands.likelihood}[_MODE.value]
+    command = getattr(commands, _MODE.value)
     command(_WORKDIR.value, **{plural.get(name, name): value for name, value in values.items()}, **blocks)
     return 0
 

@@ -27,6 +27,7 @@ BLOCKS = {
     "sample": ("sampler", "grid", "guidance"),
     "edit": ("sampler", "grid", "guidance"),
     "likelihood": ("data",),
+    "report": (),
 }
 """The modes besides training, and the config's blocks that each lets a trained run change."""
 

@@ -3,7 +3,8 @@
 from diffusion.commands.console import Refused, join_cluster
 from diffusion.commands.edit import edit
 from diffusion.commands.likelihood import likelihood
+from diffusion.commands.report import report
 from diffusion.commands.sample import sample
 from diffusion.commands.train import train
 
-__all__ = ["Refused", "edit", "join_cluster", "likelihood", "sample", "train"]
+__all__ = ["Refused", "edit", "join_cluster", "likelihood", "report", "sample", "train"]
