@@ -75,11 +75,11 @@ def _rows(reader: Reader, run: Run) -> Iterator[Mapping[str, Any]]:
 def _group(members: Sequence[tuple[Run, Mapping[str, Any]]]) -> Group:
     first = members[0][1]
     rows = [Row(run.name, _drawn(row), {k: number(v) for k, v in row["values"].items()}) for run, row in members]
-    headings = {name: None for row in rows for name, words in row.drawn.items() if words}
+    headings = [name for name in rows[0].drawn if any(row.drawn[name] for row in rows)]
     values = {name: None for row in rows for name in row.values}
     details = {key: number(value) for key, value in workdir.flat(first["protocol"])}
     words = protocol_words(first["protocol"])
-    return Group(words, first["protocol_hash"], details, list(headings), list(values), rows)
+    return Group(words, first["protocol_hash"], details, headings, list(values), rows)
 
 
 def protocol_words(protocol: Mapping[str, Any]) -> str:
@@ -92,7 +92,7 @@ def protocol_words(protocol: Mapping[str, Any]) -> str:
         words.append(f"features {_block(features)}")
     if "reference" in rest:
         reference = rest.pop("reference")
-        words.append(f"against {_block(reference)}" if reference else "no reference")
+        words.append(f"against the reference of {_block(reference)}" if reference else "no reference")
     words += [f"{key} {_block(value)}" for key, value in rest.items()]
     return ", ".join(filter(None, words))
 
@@ -107,6 +107,7 @@ def _block(value: Any) -> str:
 
 
 def _drawn(row: Mapping[str, Any]) -> dict[str, str]:
+    """Heading -> words, the same headings for every row; what it does not say is empty."""
     guidance, usual = row.get("guidance"), DEFAULTS["guidance"]
     if isinstance(guidance, dict):
         guidance = {key: value for key, value in guidance.items() if value is not None and value != usual.get(key)}
@@ -115,6 +116,6 @@ def _drawn(row: Mapping[str, Any]) -> dict[str, str]:
         "sampler": _block(row.get("sampler")),
         "grid": _block(row.get("grid")),
         "guidance": _block(guidance),
-        **{asked: number(row[asked]) for asked in ("labels", "prompts") if row.get(asked)},
-        **{heading: number(row[key]) for heading, key in plain.items() if row.get(key) is not None},
+        **{asked: number(row[asked]) if row.get(asked) else "" for asked in ("labels", "prompts")},
+        **{heading: number(row[key]) if row.get(key) is not None else "" for heading, key in plain.items()},
     }

@@ -44,7 +44,7 @@ def tables(reader: Reader, runs: Sequence[Run]) -> list[Table]:
 
 def _images(written: Mapping[str, Any]) -> str:
     data = written.get("config", {}).get("data.name", "the run's data set")
-    return f"{written['num_images']:,} {written['split']} images (n = {written['num_images']}) of {data}"
+    return f"{written['num_images']:,} {written['split']} images of {data}"
 
 
 def _row(run: str, written: Mapping[str, Any]) -> Row:
@@ -68,5 +68,5 @@ def _bound_words(how: Mapping[str, Any]) -> str:
 
 def _ode_words(how: Mapping[str, Any]) -> str:
     levels = f", {how['ode_levels']} levels" if how["ode_levels"] else ""
-    probes = f" ({how['num_probes']} probe(s))" if how["num_probes"] else ""
+    probes = f" (probes: {how['num_probes']})" if how["num_probes"] else ""
     return f"{how['solver']}{levels}, {how['trace']} trace{probes}, dequantise {how['dequantise']}"

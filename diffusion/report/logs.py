@@ -58,8 +58,13 @@ def read_curves(file: Path) -> tuple[dict[str, Curve], str]:
 def by_level(curves: Mapping[str, Curve]) -> tuple[str, dict[str, Curve]]:
     """(loss or accuracy, its curve at each level from noisy to clean); the accuracy where there is one."""
     shown = "accuracy" if "accuracy" in curves else "loss"
-    levels = {name.removeprefix(f"{shown}/").replace("_", " "): name for name in bin_names(shown) if name in curves}
-    return shown, {words: curves[name] for words, name in levels.items()}
+    return shown, {level_words(name): curves[name] for name in bin_names(shown) if name in curves}
+
+
+def level_words(name: str) -> str:
+    """The level of a metric's name: "log-SNR -2 to 2" of "loss/log_snr_-2_to_2", "all" of "loss"."""
+    level = name.partition("/")[2]
+    return level.replace("log_snr", "log-SNR").replace("_", " ") or "all"
 
 
 def _row(line: bytes) -> Mapping[str, Any] | None:

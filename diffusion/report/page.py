@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diffusion.report import compare, evaluations, likelihoods, pictures, plots
 from diffusion.report.folders import Reader, Run, find
-from diffusion.report.logs import MOST_POINTS, by_level
+from diffusion.report.logs import MOST_POINTS, by_level, level_words
 from diffusion.report.pictures import Grids
 from diffusion.report.plots import Plot
 from diffusion.report.words import number
@@ -30,6 +30,13 @@ class Section(NamedTuple):
     level_metric: str
     levels: Plot | None
     grids: Grids
+
+
+class Losses(NamedTuple):
+    """The loss of one kind of run."""
+
+    heading: str
+    plot: Plot
 
 
 def make(folder: Path) -> str:
@@ -56,17 +63,21 @@ def make(folder: Path) -> str:
 def _content(reader: Reader, runs: Sequence[Run]) -> dict[str, Any]:
     """What the template names; the notes last, when everything has been read."""
     guides = [run for run in runs if run.is_guide]
-    losses = {run.name: run.curves["loss"] for run in runs if "loss" in run.curves and not run.is_guide}
+    losses = (
+        _losses("Runs that draw samples", "loss", [run for run in runs if not run.is_guide]),
+        _losses("Guides", "guides", guides),
+    )
     content = {
         "title": reader.root.resolve().name,
         "made": datetime.now(UTC),
         "runs": runs,
         "anchors": {run.name: f"run{i}" for i, run in enumerate(runs)},
+        "counted": any(run.num_params is not None for run in runs),
         "guides": guides,
         "tests": _columns(guides),
         "settings": compare.settings([run.config for run in runs]),
         "runs_are_rows": len(runs) > MANY,
-        "loss": plots.curves("loss", losses, "loss") if losses else None,
+        "losses": [one for one in losses if one],
         "most_points": MOST_POINTS,
         "groups": evaluations.groups(reader, runs),
         "likelihoods": likelihoods.tables(reader, runs),
@@ -77,11 +88,19 @@ def _content(reader: Reader, runs: Sequence[Run]) -> dict[str, Any]:
     return content | {"notes": reader.notes}
 
 
-def _columns(guides: Sequence[Run]) -> list[str]:
-    """The numbers that any guide's test.json has: whole ones first, then by level from noisy to clean."""
+def _columns(guides: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """metric -> level in words -> its key, of the numbers that any guide's test.json has, from noisy to clean."""
     there = {name for guide in guides for name in guide.test or {}} - {"split"}
-    levels = [name for whole in sorted(there) for name in bin_names(whole) if name in there]
-    return [*sorted(there - set(levels)), *levels]
+    metrics = sorted({name.partition("/")[0] for name in there})
+    return {
+        metric: {level_words(name): name for name in (metric, *bin_names(metric)) if name in there}
+        for metric in metrics
+    }
+
+
+def _losses(heading: str, name: str, runs: Sequence[Run]) -> Losses | None:
+    drawn = {run.name: run.curves["loss"] for run in runs if "loss" in run.curves}
+    return Losses(heading, plots.curves(name, drawn, "loss")) if drawn else None
 
 
 def _section(reader: Reader, run: Run, index: int, count: int) -> Section:

@@ -15,7 +15,7 @@ from diffusion.report.folders import Reader, Run
 AVERAGES = {"ema": "EMA", "raw": "raw"}
 """The kinds of parameters that grids are drawn with, in the order of the rows, and what they are called."""
 
-LARGEST = 1024
+LARGEST = 1280
 """Pictures with more pixels in height or width are made smaller, so that the page stays one that opens."""
 
 READABLE = 256

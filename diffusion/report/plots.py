@@ -55,7 +55,7 @@ def _on_ramp(index: int, count: int) -> str:
     import matplotlib
     from matplotlib.colors import to_hex
 
-    return to_hex(matplotlib.colormaps["plasma"](np.linspace(0.15, 0.75, count)[index]))
+    return to_hex(matplotlib.colormaps["plasma"](np.linspace(0.25, 0.8, count)[index]))
 
 
 def _svg(name: str, drawn: Mapping[str, Curve], legend: list[Key], metric: str, scale: str) -> Markup:
@@ -76,24 +76,22 @@ def _svg(name: str, drawn: Mapping[str, Curve], legend: list[Key], metric: str, 
         axes.set(xlabel="step", ylabel=metric, yscale=scale)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         if scale == "log":
-            _plain_ticks(axes.yaxis)
+            values = np.concatenate([curve.values for curve in drawn.values()])
+            _plain_ticks(axes.yaxis, values.min(), values.max())
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     return _inline(file.getvalue(), name)
 
 
-def _plain_ticks(axis: Any) -> None:
-    """0.05 instead of a power of ten; the ticks between those only where the curves span less than a decade or two."""
-    from matplotlib.ticker import LogFormatter, LogLocator
+def _plain_ticks(axis: Any, lowest: float, highest: float) -> None:
+    """0.05 instead of a power of ten, and ticks enough where the curves span less than a decade."""
+    from matplotlib.ticker import AutoLocator, LogLocator, NullLocator
 
-    class Plain(LogFormatter):
-        def _num_to_string(self, x: float, vmin: float, vmax: float) -> str:
-            return f"{x:.3g}"
-
-    axis.set_major_formatter(Plain())
-    axis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
-    axis.set_minor_formatter(Plain(minor_thresholds=(2, 0.4)))
+    decades = np.log10(highest / lowest)
+    axis.set_major_locator(AutoLocator() if decades < 1 else LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:.3g}")
 
 
 def _inline(file: str, name: str) -> Markup:
