@@ -46,7 +46,7 @@ class Run(NamedTuple):
     @property
     def is_guide(self) -> bool:
         """Whether it was trained to guide others."""
-        return self.config.get("loss.name") in lookup.components(objectives, Objective)
+        return self.config.get("loss.name") in list(lookup.components(objectives, Objective))
 
 
 class Reader:
@@ -101,7 +101,7 @@ def _read(reader: Reader, folder: Path, config: Mapping[str, Any]) -> Run:
     if why:
         reader.note(log, why)
     steps = workdir.saved_steps(folder)
-    reached = [int(curve.steps[-1]) for curve in curves.values()] + steps
+    reached = [curve.last_step for curve in curves.values()] + steps
     newest = folder / "checkpoints" / str(steps[-1] if steps else "none")
     about = reader.json(newest / "about" / "metadata") or {}
     return Run(

@@ -35,7 +35,7 @@ def tables(reader: Reader, runs: Sequence[Run]) -> list[Table]:
                 continue
             try:
                 words, row = _images(written), _row(run.name, written)
-            except (KeyError, TypeError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 reader.note(file, f"no likelihood as --mode=likelihood writes it: {type(error).__name__} {error}")
             else:
                 found.setdefault(words, []).append(row)

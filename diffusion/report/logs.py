@@ -21,10 +21,11 @@ WHOLE = ("loss", "accuracy")
 
 
 class Curve(NamedTuple):
-    """One metric over the steps; `last` is its last row as it was logged, the points may be means of rows."""
+    """One metric over the steps; the points may be means of rows, the last step and its value are as logged."""
 
     steps: Float[np.ndarray, " n"]
     values: Float[np.ndarray, " n"]
+    last_step: int
     last: float
 
 
@@ -72,7 +73,7 @@ def _row(line: bytes) -> Mapping[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and _is_number(row.get("step")) else None
+    return row if isinstance(row, dict) and _is_number(row.get("step")) and row["step"] >= 0 else None
 
 
 def _is_number(value: Any) -> bool:
@@ -84,4 +85,5 @@ def _thinned(steps: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"]) ->
     size = min(MOST_POINTS, len(steps))
     parts = np.linspace(0, len(steps), size + 1).round().astype(int)[:-1]
     counts = np.diff([*parts, len(steps)])
-    return Curve(np.add.reduceat(steps, parts) / counts, np.add.reduceat(values, parts) / counts, float(values[-1]))
+    means = [np.add.reduceat(column, parts) / counts for column in (steps, values)]
+    return Curve(means[0], means[1], int(steps[-1]), float(values[-1]))

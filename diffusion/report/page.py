@@ -100,7 +100,7 @@ def _columns(guides: Sequence[Run]) -> dict[str, dict[str, str]]:
 
 def _losses(heading: str, name: str, runs: Sequence[Run]) -> Losses | None:
     drawn = {run.name: run.curves["loss"] for run in runs if "loss" in run.curves}
-    return Losses(heading, plots.curves(name, drawn, "loss")) if drawn else None
+    return Losses(heading, plots.curves(name, drawn, "loss", closer=True)) if drawn else None
 
 
 def _section(reader: Reader, run: Run, index: int, count: int) -> Section:

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,16 +38,16 @@ def key(index: int, words: str) -> Key:
     return Key(words, COLOURS[index % len(COLOURS)], list(STROKES)[index // len(COLOURS) % len(STROKES)])
 
 
-def curves(name: str, drawn: Mapping[str, Curve], metric: str, ramp: bool = False) -> Plot:
+def curves(name: str, drawn: Mapping[str, Curve], metric: str, *, ramp: bool = False, closer: bool = False) -> Plot:
     """All the curves in one plot; the axis is logarithmic where all values are positive, linear for an accuracy.
 
     name: another one for each plot of the page. ramp: the curves are in an order, which the colours show.
+    closer: below it once more, only the second half of the steps: a loss falls by most in its first few.
     """
     legend = [key(i, words) for i, words in enumerate(drawn)]
     if ramp:
         legend = [look._replace(colour=_on_ramp(i, len(legend)), stroke="solid") for i, look in enumerate(legend)]
-    log = metric != "accuracy" and all((curve.values > 0).all() for curve in drawn.values())
-    return Plot(_svg(name, drawn, legend, metric, "log" if log else "linear"), legend)
+    return Plot(_svg(name, list(zip(legend, drawn.values(), strict=True)), metric, closer), legend)
 
 
 def _on_ramp(index: int, count: int) -> str:
@@ -58,7 +58,7 @@ def _on_ramp(index: int, count: int) -> str:
     return to_hex(matplotlib.colormaps["plasma"](np.linspace(0.25, 0.8, count)[index]))
 
 
-def _svg(name: str, drawn: Mapping[str, Curve], legend: list[Key], metric: str, scale: str) -> Markup:
+def _svg(name: str, drawn: Sequence[tuple[Key, Curve]], metric: str, closer: bool) -> Markup:
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -68,20 +68,36 @@ def _svg(name: str, drawn: Mapping[str, Curve], legend: list[Key], metric: str, 
         **{"axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10},
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(8, 3.4), layout="constrained")
-        axes: Any = figure.subplots()
-        for look, curve in zip(legend, drawn.values(), strict=True):
-            dots = "." if len(curve.steps) == 1 else ""
-            axes.plot(curve.steps, curve.values, color=look.colour, linestyle=STROKES[look.stroke], lw=1.4, marker=dots)
-        axes.set(xlabel="step", ylabel=metric, yscale=scale)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-        if scale == "log":
-            values = np.concatenate([curve.values for curve in drawn.values()])
-            _plain_ticks(axes.yaxis, values.min(), values.max())
+        figure = Figure(figsize=(8, 6.4 if closer else 3.4), layout="constrained")
+        panels = figure.subplots(2 if closer else 1, squeeze=False)[:, 0]
+        _panel(panels[0], drawn, metric)
+        if closer:
+            half = max(curve.steps[-1] for _, curve in drawn) / 2
+            _panel(
+                panels[1], [(look, rest) for look, curve in drawn if len((rest := _from(curve, half)).steps)], metric
+            )
+            panels[1].set_title("the second half, closer", loc="left", fontsize=10)
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     return _inline(file.getvalue(), name)
+
+
+def _panel(axes: Any, drawn: Sequence[tuple[Key, Curve]], metric: str) -> None:
+    for look, curve in drawn:
+        dots = "." if len(curve.steps) == 1 else ""
+        axes.plot(curve.steps, curve.values, color=look.colour, linestyle=STROKES[look.stroke], lw=1.4, marker=dots)
+    axes.set(xlabel="step", ylabel=metric)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    values = np.concatenate([curve.values for _, curve in drawn])
+    if metric != "accuracy" and (values > 0).all():
+        axes.set_yscale("log")
+        _plain_ticks(axes.yaxis, values.min(), values.max())
+
+
+def _from(curve: Curve, step: float) -> Curve:
+    late = curve.steps >= step
+    return curve._replace(steps=curve.steps[late], values=curve.values[late])
 
 
 def _plain_ticks(axis: Any, lowest: float, highest: float) -> None:

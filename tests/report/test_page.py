@@ -148,7 +148,7 @@ class TestCurves:
         write_run(tmp_path / "run", rows)
         curve = logs.read_curves(tmp_path / "run" / "metrics.jsonl")[0]["loss"]
         assert len(curve.steps) == logs.MOST_POINTS
-        assert curve.last == np.cos(8000)
+        assert (curve.last_step, curve.last) == (800100, np.cos(8000))
         sizes = np.diff(np.linspace(0, 8001, 401).round()).astype(int)
         parts = np.split(np.arange(8001), np.cumsum(sizes)[:-1])
         assert {len(part) for part in parts} == {20, 21}
@@ -162,12 +162,12 @@ class TestCurves:
 
     def test_the_line_is_straight_where_the_loss_falls_exponentially(self, root):
         text = commands.report(root).read_text()
-        (path,) = re.findall(
-            r'<path d="([^"]+)"[^>]*stroke: #4477aa', text.partition('id="loss"')[2].split("</svg>")[0]
-        )
-        points = np.array(re.findall(r"[-\d.]+", path), float).reshape(-1, 2)
+        plot = text.partition('id="loss"')[2].split("</svg>")[0]
+        paths = re.findall(r'<path d="([^"]+)"[^>]*stroke: #4477aa', plot)
+        points, late = (np.array(re.findall(r"[-\d.]+", path), float).reshape(-1, 2) for path in paths)
         np.testing.assert_allclose(points[1] - points[0], points[2] - points[1], atol=1e-3)
         assert (points[1] > points[0]).all()  # to the right and down
+        assert len(late) == 2  # from step 50 on
 
     def test_an_unfinished_last_line_is_no_damage_and_another_one_is(self, tmp_path):
         file = write_run(tmp_path / "run", LOSSES) / "metrics.jsonl"
