@@ -12,7 +12,7 @@ from diffusion.report.folders import Reader, Run, find
 from diffusion.report.logs import MOST_POINTS, by_level, level_words
 from diffusion.report.pictures import Grids
 from diffusion.report.plots import Plot
-from diffusion.report.words import number
+from diffusion.report.words import breakable, number
 from diffusion.training.logs import bin_names
 
 IN_ALL, AT_LEAST, AT_MOST = 80, 3, 8
@@ -57,6 +57,7 @@ def make(folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.filters["breakable"] = breakable
     return templates.get_template("page.html").render(_content(reader, runs))
 
 

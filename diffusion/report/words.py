@@ -4,6 +4,8 @@ import json
 import re
 from typing import Any
 
+from markupsafe import Markup
+
 
 def number(value: Any) -> str:
     """A number with as many digits as mean something, a string as it is, anything else as JSON."""
@@ -19,6 +21,11 @@ def number(value: Any) -> str:
 def short(words: str) -> str:
     """The first eight digits of a hash; any other words as they are."""
     return f"{words[:8]}…" if re.fullmatch(r"[0-9a-f]{16,}", words) else words
+
+
+def breakable(name: str) -> Markup:
+    """A name of a run or an option, escaped, that may be broken behind its dots, slashes and underscores."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/._-])", name))
 
 
 def plus_minus(of: Any) -> str:

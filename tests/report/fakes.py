@@ -8,7 +8,7 @@ from PIL import Image
 
 from diffusion.config import config, to_json
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "wbr"}
 
 
 def write_run(folder, rows=(), steps=(), **blocks):
@@ -122,13 +122,16 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag):
         assert self._open.pop() == tag
+        if tag in ("td", "th"):
+            row = self.tables[-1][1][-1]
+            row[-1] = " ".join(row[-1].split())
 
     def handle_data(self, data):
         if "style" in self._open:
             return
         self.texts[self._section] = self.texts.get(self._section, "") + data
         if {"td", "th"} & set(self._open):
-            self.tables[-1][1][-1][-1] = (self.tables[-1][1][-1][-1] + " " + data.strip()).strip()
+            self.tables[-1][1][-1][-1] += data
         elif {"h1", "h2", "h3"} & set(self._open):
             self.headings[-1] += data
 
