@@ -53,12 +53,13 @@ class Reader:
     """Reads files below one folder, and keeps a note of each that it could not."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.resolve()
+        self._above = self.root.parent if (root / "config.json").exists() else self.root
         self.notes: list[Note] = []
 
     def name(self, path: Path) -> str:
-        """The path below the root, or the root's own name."""
-        return path.relative_to(self.root).as_posix() if path != self.root else path.resolve().name
+        """The path below the root, beginning with the root's own name where that is a run itself."""
+        return path.relative_to(self._above).as_posix()
 
     def note(self, file: Path, why: object) -> None:
         """Keeps a note of the file."""

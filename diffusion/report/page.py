@@ -69,7 +69,7 @@ def _content(reader: Reader, runs: Sequence[Run]) -> dict[str, Any]:
         _losses("Guides", "guides", guides),
     )
     content = {
-        "title": reader.root.resolve().name,
+        "title": reader.root.name,
         "made": datetime.now(UTC),
         "runs": runs,
         "anchors": {run.name: f"run{i}" for i, run in enumerate(runs)},

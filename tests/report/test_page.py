@@ -284,6 +284,14 @@ class TestCommand:
         assert dict(page.under("Settings")[0])["optimizer.learning_rate"] == "0.001"
         file.unlink()
 
+    def test_a_run_and_the_runs_inside_it_are_told_apart(self, tmp_path, monkeypatch):
+        write_run(tmp_path / "same", LOSSES)
+        write_run(tmp_path / "same" / "same", LOSSES, seed=1)
+        monkeypatch.chdir(tmp_path / "same")
+        page = page_of(".")
+        assert [row[0] for row in page.under("Runs")[0][1:]] == ["same", "same/same"]
+        assert page.headings[0] == "same"
+
     def test_nothing_found_is_refused_with_what_was_looked_for(self, tmp_path):
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "config.json").write_text('{"model_type": "another program\'s"}')
