@@ -1,4 +1,4 @@
-"""Trains a diffusion model, samples from a trained one, edits images with it, or measures how good it is.
+"""Trains diffusion models, samples and edits images with them, measures how good they are, and reports on many.
 
     python main.py --config=configs/ddpm_digits.py --workdir=runs/digits
     python main.py --workdir=runs/digits --mode=sample --num_samples=256 --sampler=ddim --num_steps=50
@@ -6,6 +6,7 @@
     python main.py --workdir=runs/digits --mode=likelihood
     python main.py --config=configs/ddpm_digits.py --workdir=refs/digits --mode=ref_stats --features=raw_pixels
     python main.py --workdir=runs/digits --mode=evaluate --reference=refs/digits --num_samples=1000
+    python main.py --workdir=runs --mode=report
 
 Every option of the config is a flag: --config.loss.norm=l1, ... The same command again continues a stopped run.
 """

@@ -25,7 +25,7 @@ class Flag(NamedTuple):
 
 
 _DRAWN = ("sampler", "grid", "guidance")
-BLOCKS = {"sample": _DRAWN, "edit": _DRAWN, "evaluate": _DRAWN, "likelihood": ("data",)}
+BLOCKS = {"sample": _DRAWN, "edit": _DRAWN, "evaluate": _DRAWN, "likelihood": ("data",), "report": ()}
 """The modes for a trained run, and the config's blocks that each lets it change."""
 
 _EDIT, _BITS, _WORTH, _REFERENCE = ("edit",), ("likelihood",), ("evaluate",), ("ref_stats",)

@@ -7,6 +7,7 @@
     evaluations/     what --mode=evaluate draws and measures  evaluations.jsonl  its table
     likelihood/      what --mode=likelihood writes
     test.json        of a guide, at the end: how well it reads its test set
+    report.html      what --mode=report writes, here or in a folder above
 
 The folder's name never changes, so the same command finds its own checkpoints again.
 """
@@ -45,8 +46,13 @@ def read(workdir: Path, name: str) -> Any:
 
 def write(workdir: Path, name: str, content: Any) -> None:
     """Writes one of the run's JSON files, atomically."""
+    write_text(workdir, name, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(workdir: Path, name: str, text: str) -> None:
+    """Writes a file of UTF-8, atomically; what UTF-8 cannot say (part of a file's name, say) as its escape."""
     new = Path(workdir) / f"{name}.new"
-    new.write_text(json.dumps(content, indent=2) + "\n")
+    new.write_bytes(text.encode("utf-8", "backslashreplace"))
     os.replace(new, Path(workdir) / name)
 
 

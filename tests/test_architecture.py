@@ -14,7 +14,7 @@ RANKS = [
     {"losses", "sampling", "likelihood", "measuring"},
     {"training", "references", "sweeps"},
     {"config"},
-    {"build"},
+    {"build", "report"},
     {"commands"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
@@ -26,6 +26,7 @@ ALLOWED = {  # outside package -> the rooms that may import it
     "optax": {"training"},
     "orbax": {"training"},
     "diffrax": {"ode"},
+    "jinja2": {"report"},
     "ml_collections": {"config", "build", "commands", "sweeps"},
     "tensorflow": set(),
     "torch": set(),

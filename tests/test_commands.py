@@ -59,6 +59,7 @@ class TestTraining:
         about = json.loads((whole / "checkpoints/24/about/metadata").read_text())
         assert about["config"]["training"]["num_steps"] == 24
         assert about["versions"]["jax"] == jax.__version__
+        assert about["num_params"] == sum(v.size for k, v in leaves(whole, 24).items() if k.startswith("['params']"))
         names = {p.name for p in (whole / "samples").iterdir()}
         assert names == {f"step_{s:07d}_{n}.png" for s in (12, 24) for n in ("raw", "ema")}
         assert Image.open(whole / "samples.png").size == (3 * 33 - 1, 3 * 33 - 1)

@@ -6,6 +6,7 @@ from diffusion.commands.edit import edit
 from diffusion.commands.evaluate import Way, evaluate
 from diffusion.commands.likelihood import likelihood
 from diffusion.commands.ref_stats import ref_stats
+from diffusion.commands.report import report
 from diffusion.commands.sample import sample
 from diffusion.commands.train import train
 
@@ -18,6 +19,7 @@ __all__ = [
     "join_cluster",
     "likelihood",
     "ref_stats",
+    "report",
     "sample",
     "train",
 ]

@@ -14,6 +14,7 @@ from diffusion.commands.edit import edit
 from diffusion.commands.evaluate import Way, evaluate
 from diffusion.commands.likelihood import likelihood
 from diffusion.commands.ref_stats import ref_stats
+from diffusion.commands.report import report
 from diffusion.commands.sample import sample
 from diffusion.commands.train import train
 from diffusion.config import switch
@@ -23,8 +24,9 @@ OF_A_RUN: dict[str, Callable[..., Any]] = {
     "edit": edit,
     "likelihood": likelihood,
     "evaluate": evaluate,
+    "report": report,
 }
-"""The modes for a trained run, whose config is read from its folder."""
+"""The modes for trained runs, whose configs are read from their folders."""
 PLURAL = {"label": "labels", "prompt": "prompts", "image": "images", "metric": "metrics"}
 
 
@@ -63,7 +65,7 @@ def _of_a_run(mode: str, folder: str | Path, values: dict[str, Any], overrides: 
     blocks: dict[str, dict[str, Any]] = {block: {} for block in mode_flags.BLOCKS[mode]}
     for key in (*overrides, *settings):
         if key.partition(".")[0] not in blocks:
-            able = ", ".join(f"{name}.*" for name in blocks)
+            able = ", ".join(f"{name}.*" for name in blocks) or "nothing"
             raise Refused(f"--config.{key} cannot change a trained run in --mode={mode}; {able} can.")
     arguments = {PLURAL.get(name, name): value for name, value in values.items()}
     if mode == "evaluate":

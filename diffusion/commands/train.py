@@ -36,7 +36,9 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
         watched = watch(run) if isinstance(run, build.Run) else None
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
-    training, about = config.training, {"config": to_json(config), **provenance()}
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(target.params))
+    say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}")
+    training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
     key = jax.random.key(config.seed)
     with Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints, about=about) as checkpoints:
         state = _start(run, checkpoints, target, key, mesh)
@@ -104,8 +106,6 @@ def _start(
     run: build.Run | build.Guide, checkpoints: Checkpoints, target: TrainState, key: jax.Array, mesh: Any
 ) -> TrainState:
     """The newest checkpoint's state, or a new one; says which."""
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(target.params))
-    say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}")
     step = checkpoints.latest_step()
     if step is None:
         return states.create(run.new_state, keys.stream(key, "init"), mesh)
