@@ -47,13 +47,13 @@ def check_divides(batch_size: int, num_devices: int, name: str) -> None:
         )
 
 
-def row_batches(count: int, batch_size: int, mesh: Mesh, first: int = 0) -> list[np.ndarray]:
+def row_batches(count: int, batch_size: int, mesh: Mesh, first: int = 0, *, whole: bool = False) -> list[np.ndarray]:
     """The rows first..count - 1 in batches that the devices share evenly; the last one is filled up with the last row.
 
-    A batch is batch_size rows, rounded up to a multiple of the number of devices, but no more than count rounded up.
-    Cut what comes of them to count.
+    A batch is batch_size rows, rounded up to a multiple of the number of devices, but no more than count rounded up,
+    unless it is to be whole, for what is compiled once and called with any count. Cut what comes of them to count.
     """
-    size = -(-min(batch_size, count) // mesh.size) * mesh.size
+    size = -(-(batch_size if whole else min(batch_size, count)) // mesh.size) * mesh.size
     return [np.minimum(np.arange(start, start + size), count - 1) for start in range(first, count, size)]
 
 

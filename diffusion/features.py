@@ -81,7 +81,7 @@ def inception(weights: str | None = None, own_weights: bool = False, batch_size:
     weights:     the published file (`INCEPTION_WEIGHTS`), or an address to download it from; by default it lies where
                  pytorch-fid keeps it.
     own_weights: take a file with another hash, by its path; its results compare with no published ones.
-    batch_size:  images at a time over all devices.
+    batch_size:  images at a time over all devices; fewer are filled up.
 
     FileNotFoundError where it is missing, which says how to get it; ValueError where it is another one.
 
@@ -126,7 +126,7 @@ def guide(weights: str, load_guide: Any, batch_size: int = 256) -> Extractor:
 
     weights:    its workdir, such as that of configs/features_digits.py.
     load_guide: `build.load_guide`: folder -> Guide.
-    batch_size: images at a time over all devices.
+    batch_size: images at a time over all devices; fewer are filled up.
 
     It is told of a level with little noise (log-SNR 6). ValueError for a guide that is no classifier, and for
     images of another shape than its own.
@@ -181,7 +181,7 @@ def _check_batch_size(batch_size: int) -> None:
 
 
 def _batched(apply: Callable[..., Any], params: Params, batch_size: int) -> Features:
-    """apply(params, images) of any number of images, over all devices; compiled once for a size of batch and image."""
+    """apply(params, images) of any number of images, over all devices; compiled once for a size of image."""
     _check_batch_size(batch_size)
 
     @jax.jit
@@ -197,7 +197,7 @@ def _batched(apply: Callable[..., Any], params: Params, batch_size: int) -> Feat
     def of(images: np.ndarray) -> dict[str, np.ndarray]:
         mesh, weights = placed()
         batches = []
-        for rows in devices.row_batches(len(images), batch_size, mesh):
+        for rows in devices.row_batches(len(images), batch_size, mesh, whole=True):
             found = compiled(weights, devices.put(images[rows], devices.split(mesh)))
             batches.append(jax.tree.map(devices.fetch, found))
         return {name: rows[: len(images)] for name, rows in _joined(batches).items()}

@@ -68,7 +68,7 @@ def sha256(path):
 def test_each_is_found_by_name_and_described_in_plain_words(weights):
     options = {
         "inception": {"weights": str(weights), "own_weights": True},
-        "guide": {"folder": "runs/somewhere"},
+        "guide": {"weights": "runs/somewhere"},
         "raw_pixels": {},
     }
     assert set(lookup.components(features, features.Extractor)) == set(options)
@@ -234,3 +234,16 @@ def test_inceptions_features_come_through_the_extractor(weights, monkeypatch):
     )
     found = features.inception(str(weights), own_weights=True, batch_size=8).extract(IMAGES)
     np.testing.assert_allclose(found["pool"], IMAGES.mean((1, 2)), rtol=1e-5)
+
+
+def test_any_number_of_images_is_compiled_once():
+    traced = []
+
+    def apply(params, images):
+        traced.append(images.shape)
+        return {"pool": params * images.reshape(len(images), -1)}
+
+    of = features._batched(apply, jnp.float32(2.0), batch_size=5)
+    for count in (1, 3, 11):
+        np.testing.assert_array_equal(of(IMAGES[:count])["pool"], 2.0 * IMAGES[:count].reshape(count, -1))
+    assert traced == [(8, 8, 8, 1)]
