@@ -18,6 +18,8 @@ MOST_POINTS = 400
 
 WHOLE = ("loss", "accuracy")
 """The metrics that are drawn, each with its parts by noise level."""
+EVALUATION = "evaluation/"
+"""What the metrics of a cheap evaluation during training begin with; they are drawn too."""
 
 
 class Curve(NamedTuple):
@@ -44,8 +46,8 @@ def read_curves(file: Path) -> tuple[dict[str, Curve], str]:
                 if row is None:
                     damaged += [number] if line.endswith(b"\n") else []
                     continue
-                for name in row.keys() & wanted:
-                    if _is_number(row[name]):
+                for name, value in row.items():
+                    if (name in wanted or name.startswith(EVALUATION)) and _is_number(value):
                         found[name][0].append(row["step"])
                         found[name][1].append(row[name])
     except FileNotFoundError:
@@ -60,6 +62,11 @@ def by_level(curves: Mapping[str, Curve]) -> tuple[str, dict[str, Curve]]:
     """(loss or accuracy, its curve at each level from noisy to clean); the accuracy where there is one."""
     shown = "accuracy" if "accuracy" in curves else "loss"
     return shown, {level_words(name): curves[name] for name in bin_names(shown) if name in curves}
+
+
+def watched(curves: Mapping[str, Curve]) -> dict[str, Curve]:
+    """What was evaluated during the training, by the name that says how."""
+    return {name.removeprefix(EVALUATION): curve for name, curve in curves.items() if name.startswith(EVALUATION)}
 
 
 def level_words(name: str) -> str:

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from diffusion.report import compare, evaluations, likelihoods, pictures, plots
 from diffusion.report.folders import Reader, Run, find
-from diffusion.report.logs import MOST_POINTS, by_level, level_words
+from diffusion.report.logs import MOST_POINTS, by_level, level_words, watched
 from diffusion.report.pictures import Grids
 from diffusion.report.plots import Plot
 from diffusion.report.words import breakable, number
@@ -23,12 +23,16 @@ MANY = 5
 
 
 class Section(NamedTuple):
-    """What the page says of one run; levels is None where its log has no metric by level of noise."""
+    """What the page says of one run; levels is None where its log has no metric by level of noise.
+
+    watched: its evaluations during the training, a plot for each number.
+    """
 
     run: Run
     anchor: str
     level_metric: str
     levels: Plot | None
+    watched: list[Plot]
     grids: Grids
 
 
@@ -109,4 +113,6 @@ def _section(reader: Reader, run: Run, index: int, count: int) -> Section:
     levels = plots.curves(f"levels{index}", drawn, metric, ramp=True) if drawn else None
     most = min(AT_MOST, max(AT_LEAST, IN_ALL // count))
     grids = pictures.grids(reader, run, most)
-    return Section(run, f"run{index}", metric, levels, grids)
+    numbers = watched(run.curves).items()
+    seen = [plots.curves(f"watched{index}-{i}", {name: curve}, "value") for i, (name, curve) in enumerate(numbers)]
+    return Section(run, f"run{index}", metric, levels, seen, grids)

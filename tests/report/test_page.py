@@ -155,6 +155,13 @@ class TestCurves:
         np.testing.assert_allclose(curve.values, [np.cos(part).mean() for part in parts], atol=1e-12)
         np.testing.assert_allclose(curve.steps, [100 * (part + 1).mean() for part in parts])
 
+    def test_what_was_evaluated_during_the_training_is_drawn_under_its_name(self, tmp_path):
+        rows = [{"step": step, "evaluation/FID@500_ddim_20_steps": value} for step, value in [(5, 90.0), (10, 60.5)]]
+        write_run(tmp_path / "run", rows)
+        curve = logs.watched(logs.read_curves(tmp_path / "run" / "metrics.jsonl")[0])["FID@500_ddim_20_steps"]
+        np.testing.assert_array_equal([curve.steps, curve.values], [[5, 10], [90.0, 60.5]])
+        assert "FID@500_ddim_20_steps" in make(tmp_path)
+
     def test_a_short_log_is_drawn_as_it_is(self, tmp_path):
         write_run(tmp_path / "run", LOSSES)
         curve = logs.read_curves(tmp_path / "run" / "metrics.jsonl")[0]["loss"]
