@@ -19,10 +19,10 @@ from diffusion.training.logs import NonFiniteLoss
 Usage = namedtuple("Usage", "free")
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "network": {"name": "unet", "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()},
+    "network": {"name": "mlp", "channels": 8, "num_blocks": 1, "dropout": 0.1},
     "schedule": {"name": "linear_beta_scaled", "num_steps": 25},
     "levels": {"name": "loss_second_moment", "history": 1},
-    "optimizer": {"name": "adam", "learning_rate": 1e-3},
+    "optimizer": {"name": "adam", "learning_rate": 1e-2},
     "logging": {"num_samples": 8, "tensorboard": False},
 }
 TRAINING = {"num_steps": 24, "batch_size": 16, "log_every": 4, "checkpoint_every": 8, "sample_every": 0}
@@ -84,7 +84,7 @@ class TestTraining:
         other.schedule.name = "cosine_alpha_bar"
         with pytest.raises(commands.Refused) as refusal:
             commands.train(other, whole)
-        assert "optimizer.learning_rate: 0.001 there, 0.0005 now" in str(refusal.value)
+        assert "optimizer.learning_rate: 0.01 there, 0.0005 now" in str(refusal.value)
         assert "schedule.name: linear_beta_scaled there, cosine_alpha_bar now" in str(refusal.value)
         assert "training" not in str(refusal.value)
         for block, key, value in (("data", "augment", 0.5), ("schedule", "log_snr_shift", -2.0)):

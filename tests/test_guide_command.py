@@ -12,7 +12,8 @@ from diffusion.commands import results
 from diffusion.config import config
 from diffusion.types import SelfConditioned
 
-TINY = {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()}
+TINY = {"channels": 8, "channel_mults": (1,), "num_blocks": 1, "attention_resolutions": ()}
+MLP = {"name": "mlp", "channels": 8, "num_blocks": 1}
 TEXT = {"text_channels": 8, "text_blocks": 1, "text_heads": 1, "width": 8}
 BLOCKS = {
     "schedule": {"name": "linear_beta_scaled", "num_steps": 25},
@@ -49,8 +50,7 @@ def folders(tmp_path_factory, module_monkeypatch):
     root = tmp_path_factory.mktemp("guides")
     for name, blocks in GUIDES.items():
         assert commands.train(config(**BLOCKS, **blocks), root / name)
-    unet = {"name": "unet", **TINY}
-    assert commands.train(config(**BLOCKS, **SAMPLED, network=unet, loss={"self_conditioning": True}), root / "run")
+    assert commands.train(config(**BLOCKS, **SAMPLED, network=MLP, loss={"self_conditioning": True}), root / "run")
     return root
 
 
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused(folders, run, options, words):
 
 
 def test_a_guide_fits_the_same_schedule_in_other_words_and_can_be_left_out(folders):
-    guided = {"network": {"name": "unet", **TINY}, "guidance": {"guide": str(folders / "classifier")}}
+    guided = {"network": MLP, "guidance": {"guide": str(folders / "classifier")}}
     same = {"schedule": {"name": "linear_beta_scaled", "num_steps": 25, "zero_terminal_snr": False}}
     assert build.build(config(**BLOCKS | guided | same)).guide is not None
     left_out = guided | {"guidance": {"guide": "", "guide_scale": 2.0}}
@@ -149,7 +149,7 @@ def test_a_guide_fits_the_same_schedule_in_other_words_and_can_be_left_out(folde
     ],
 )
 def test_a_guide_of_other_data_or_levels_is_refused(folders, blocks, words):
-    guided = {"network": {"name": "unet", **TINY}, "guidance": {"guide": str(folders / "classifier")}}
+    guided = {"network": MLP, "guidance": {"guide": str(folders / "classifier")}}
     with pytest.raises(ValueError, match=words):
         build.build(config(**BLOCKS | guided | blocks))
 
