@@ -159,7 +159,7 @@ class TestTraining:
             commands.sample(tmp_path)
 
 
-def test_points_are_trained_drawn_and_plotted_with_their_score_field(tmp_path):
+def test_points_are_trained_drawn_and_plotted_with_their_score_field_and_never_edited(tmp_path):
     training = {"num_steps": 2, "batch_size": 16, "log_every": 1, "checkpoint_every": 2, "sample_every": 1}
     run = config(
         data={"name": "toy_2d"},
@@ -177,6 +177,8 @@ def test_points_are_trained_drawn_and_plotted_with_their_score_field(tmp_path):
     assert Image.open(tmp_path / "samples.png").size == (400, 400)
     points = np.load(commands.sample(tmp_path, num_samples=5, sampler={"name": "dpmpp_2s"}))["arr_0"]
     assert (points.shape, points.dtype) == ((5, 2), np.float32)
+    with pytest.raises(commands.Refused, match=r"the shape \(2,\)"):
+        commands.edit(tmp_path, "image_to_image", images=[tmp_path / "samples.png"])
 
 
 @pytest.fixture(scope="module")
