@@ -19,6 +19,28 @@ class Tables(NamedTuple):
     posterior_variance: np.ndarray
 
 
+def noisy(params, scale=0.1):
+    """The parameters moved away from zero, so that every input reaches the output; on the host: nothing compiles."""
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: jnp.asarray(np.asarray(x) + scale * rng.normal(size=x.shape), x.dtype), params)
+
+
+def random_params(network, scale=0.1):
+    """A network's parameters, nowhere zero, without its initialiser, whose many random kernels compile for seconds.
+
+    Gains are drawn around one, all others around zero, kernels as wide as their inputs ask for.
+    """
+    rng = np.random.default_rng(0)
+
+    def new(path, leaf):
+        if path[-1].key == "kernel":
+            return rng.normal(size=leaf.shape) / np.sqrt(np.prod(leaf.shape[:-1]))
+        return np.full(leaf.shape, float(path[-1].key == "scale"))
+
+    made = jax.tree_util.tree_map_with_path(new, jax.eval_shape(network.init, jax.random.key(0)))
+    return noisy(jax.tree.map(np.float32, made), scale)
+
+
 def ddpm_tables(betas):
     betas = np.concatenate([[0.0], np.asarray(betas, np.float64)])
     alpha_bar = np.cumprod(1 - betas)

@@ -19,10 +19,10 @@ from diffusion.training.logs import NonFiniteLoss
 Usage = namedtuple("Usage", "free")
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "network": {"name": "unet", "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()},
+    "network": {"name": "mlp", "channels": 8, "num_blocks": 1, "dropout": 0.1},
     "schedule": {"name": "linear_beta_scaled", "num_steps": 25},
     "levels": {"name": "loss_second_moment", "history": 1},
-    "optimizer": {"name": "adam", "learning_rate": 1e-3},
+    "optimizer": {"name": "adam", "learning_rate": 1e-2},
     "logging": {"num_samples": 8, "tensorboard": False},
 }
 TRAINING = {"num_steps": 24, "batch_size": 16, "log_every": 4, "checkpoint_every": 8, "sample_every": 0}
@@ -85,7 +85,7 @@ class TestTraining:
         other.schedule.name = "cosine_alpha_bar"
         with pytest.raises(commands.Refused) as refusal:
             commands.train(other, whole)
-        assert "optimizer.learning_rate: 0.001 there, 0.0005 now" in str(refusal.value)
+        assert "optimizer.learning_rate: 0.01 there, 0.0005 now" in str(refusal.value)
         assert "schedule.name: linear_beta_scaled there, cosine_alpha_bar now" in str(refusal.value)
         assert "training" not in str(refusal.value)
         for block, key, value in (("data", "augment", 0.5), ("schedule", "log_snr_shift", -2.0)):
@@ -160,7 +160,7 @@ class TestTraining:
             commands.sample(tmp_path)
 
 
-def test_points_are_trained_drawn_and_plotted_with_their_score_field(tmp_path):
+def test_points_are_trained_drawn_and_plotted_with_their_score_field_and_never_edited(tmp_path):
     training = {"num_steps": 2, "batch_size": 16, "log_every": 1, "checkpoint_every": 2, "sample_every": 1}
     run = config(
         data={"name": "toy_2d"},
@@ -178,6 +178,8 @@ def test_points_are_trained_drawn_and_plotted_with_their_score_field(tmp_path):
     assert Image.open(tmp_path / "samples.png").size == (400, 400)
     points = np.load(commands.sample(tmp_path, num_samples=5, sampler={"name": "dpmpp_2s"}))["arr_0"]
     assert (points.shape, points.dtype) == ((5, 2), np.float32)
+    with pytest.raises(commands.Refused, match=r"the shape \(2,\)"):
+        commands.edit(tmp_path, "image_to_image", images=[tmp_path / "samples.png"])
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,13 @@ from diffusion import augment, build, guidance, sampling
 from diffusion.config import config, switch, to_json
 from diffusion.keys import stream
 from diffusion.schedules import cosine_alpha_bar, edm
+from tests.laws import random_params
 
 TINY_UNET = {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()}
-
+MLP = {"name": "mlp", "channels": 8, "num_blocks": 1}
 
 DROPPED = {
-    "network": {"name": "unet", **TINY_UNET, "class_conditional": True},
+    "network": {**MLP, "class_conditional": True},
     "loss": {"cond_dropout": 0.5},
 }
 """A run that learns to do with and without labels."""
@@ -25,13 +26,6 @@ def tiny(**blocks):
     """A run on digits that builds in a moment; blocks override."""
     base = {"network": {"name": "unet", **TINY_UNET}, "training": {"num_steps": 4, "batch_size": 8}}
     return config(**base | blocks)
-
-
-def noisy(params):
-    """The parameters moved away from zero, so that every input reaches the output."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(9), len(leaves))
-    return tree.unflatten([x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
 
 
 def test_a_learned_variance_is_switched_off_by_an_empty_one():
@@ -180,8 +174,8 @@ def test_schedules_are_shifted_and_rescaled_by_flags():
     )
     run = build.build(rescaled)
     assert run.schedule.level(1000).alpha == 0
-    params = noisy(run.new_state(jax.random.key(0)).params)
-    assert np.isfinite(run.loss(params, run.batches()[0], jax.random.key(0))[0])
+    params = random_params(run.network)
+    assert np.isfinite(jax.jit(run.loss)(params, run.batches()[0], jax.random.key(0))[0])
     assert np.isfinite(sampling.generate(run.with_params(params), num_samples=2, num_steps=3)).all()
     with pytest.raises(ValueError, match="parameterization.name=eps says nothing of x_0 at pure noise"):
         build.build(tiny(schedule={"name": "linear_beta", "zero_terminal_snr": True}))
@@ -196,12 +190,11 @@ def test_switching_a_name_by_flag_drops_what_the_file_set_for_the_component_befo
 
 
 def test_conditional_runs_read_labels_and_draw_the_classes_in_turn():
-    run = build.build(tiny(network={"name": "unet", **TINY_UNET, "class_conditional": True}))
-    batch = run.batches()[0]
-    params = run.new_state(jax.random.key(0)).params
-    assert np.isfinite(run.loss(params, batch, jax.random.key(0))[0])
+    run = build.build(tiny(network={**MLP, "class_conditional": True}))
+    params = random_params(run.network)
+    assert np.isfinite(jax.jit(run.loss)(params, run.batches()[0], jax.random.key(0))[0])
     np.testing.assert_array_equal(run.cond(12)["label"], [*range(10), 0, 1])
-    heard = run.with_params(noisy(params))
+    heard = run.with_params(params)
     images = sampling.generate(heard, num_samples=12, num_steps=2, cond=run.cond(12))
     other = run.cond(12)["label"].copy()
     other[3] = 9
@@ -221,21 +214,21 @@ def test_conditional_runs_read_labels_and_draw_the_classes_in_turn():
 @pytest.mark.slow
 def test_self_conditioned_runs_train_and_sample_with_every_sampler():
     run = build.build(tiny(loss={"norm": "l2", "self_conditioning": True}))
-    params = run.new_state(jax.random.key(0)).params
-    assert np.isfinite(run.loss(params, run.batches()[0], jax.random.key(0))[0])
+    params = random_params(run.network)
+    assert np.isfinite(jax.jit(run.loss)(params, run.batches()[0], jax.random.key(0))[0])
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
-    denoise = run.denoiser(noisy(params), {})
+    denoise = run.denoiser(params, {})
     first, again = (denoise.bind(estimate)(x, run.schedule.level(500)).x_0 for estimate in (0 * x, 0 * x + 0.5))
     assert np.abs(first - again).max() > 1e-3, "the estimate that is fed back reaches the network"
     for sampler in (sampling.ancestral(), sampling.heun()):  # the laws drive every sampler; these are the two kinds
-        images = sampling.generate(run.with_params(noisy(params)), num_samples=8, num_steps=3, sampler=sampler)
+        images = sampling.generate(run.with_params(params), num_samples=8, num_steps=3, sampler=sampler)
         assert np.isfinite(images).all()
 
 
 def test_a_grid_beyond_the_trained_levels_is_warned_of_with_both_ranges(recwarn):
     blocks = {"schedule": {"name": "edm"}, "parameterization": {"name": "edm"}}
-    run = build.build(tiny(**blocks, grid={"name": "strided", "num_steps": 2}))
-    run = run.with_params(run.network.init(jax.random.key(0)))
+    run = build.build(tiny(**blocks, network=MLP, grid={"name": "strided", "num_steps": 2}))
+    run = run.with_params(random_params(run.network))
     sampling.generate(run, num_samples=8)
     assert not recwarn
     steps = sampling.karras(edm(500.0), 2, sigma_min=0.1, sigma_max=300.0)
@@ -250,7 +243,7 @@ AUGMENTED = {"name": "digits", "augment": 0.5}
 @pytest.mark.parametrize("self_conditioning", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_augmented_runs_train_on_moved_images_and_draw_as_if_none_had_moved(self_conditioning):
     run = build.build(tiny(data=AUGMENTED, loss={"norm": "l2", "self_conditioning": self_conditioning}))
-    params = noisy(run.new_state(jax.random.key(0)).params)
+    params = random_params(run.network)
     (loss, _), grads = jax.jit(jax.value_and_grad(run.loss, has_aux=True))(params, run.batches()[0], jax.random.key(1))
     assert np.isfinite(loss)
     assert np.abs(grads["LevelEmbedding_0"]["augment"]["kernel"]).max() > 1e-3, "the label is heard"
@@ -264,29 +257,28 @@ def test_augmented_runs_train_on_moved_images_and_draw_as_if_none_had_moved(self
 
 def test_augmentation_changes_the_images_of_the_loss_and_none_of_its_other_random_numbers():
     """A new network says zero, so that the loss is the mean square of x_0, or of the noise."""
-    plain, key = build.build(tiny()), jax.random.key(1)
+    plain, key = build.build(tiny(network=MLP)), jax.random.key(1)
     batch = plain.batches()[0]
-    params = plain.new_state(key).params
 
-    def loss(name):
-        run = build.build(tiny(data=AUGMENTED, parameterization={"name": name}))
-        return run.loss(run.new_state(key).params, batch, key)
+    def loss(run):
+        return jax.jit(run.loss)(jax.jit(run.network.init)(key), batch, key)
 
-    jax.tree.map(np.testing.assert_array_equal, loss("eps"), plain.loss(params, batch, key))
+    eps, x_0 = (build.build(tiny(network=MLP, data=AUGMENTED, parameterization={"name": n})) for n in ("eps", "x_0"))
+    jax.tree.map(np.testing.assert_array_equal, loss(eps), loss(plain))
     moved, _ = augment.geometric(stream(key, "augment"), batch["image"], 0.5)
     assert np.abs(moved - batch["image"]).max() > 0.1
-    assert loss("x_0")[0] == pytest.approx(np.square(np.asarray(moved, np.float64)).mean(), rel=1e-5)
+    assert loss(x_0)[0] == pytest.approx(np.square(np.asarray(moved, np.float64)).mean(), rel=1e-5)
 
 
 def test_dropped_labels_train_the_null_label_and_change_no_other_random_number():
-    network = {"name": "mlp", "channels": 8, "num_blocks": 1, "class_conditional": True}
+    network = DROPPED["network"]
     key, plain = jax.random.key(1), build.build(tiny(network=network))
     run = build.build(tiny(network=network, loss=DROPPED["loss"]))
     batch = {**plain.batches()[0], "label": np.full(8, 3)}
     # a new network says zero, so that the loss is the mean square of the noise and its bins are the levels
-    new = [r.loss(r.new_state(key).params, batch, key) for r in (run, plain)]
+    new = [jax.jit(r.loss)(jax.jit(r.network.init)(key), batch, key) for r in (run, plain)]
     jax.tree.map(np.testing.assert_array_equal, *new)
-    params = noisy(run.new_state(key).params)
+    params = random_params(run.network)
     grads = jax.jit(jax.grad(lambda params: run.loss(params, batch, key)[0]))(params)
     told = np.abs(grads["LevelEmbedding_0"]["Embed_0"]["embedding"]).max(axis=1) > 0
     np.testing.assert_array_equal(np.flatnonzero(told), [3, 10])
@@ -295,7 +287,7 @@ def test_dropped_labels_train_the_null_label_and_change_no_other_random_number()
 def test_a_guided_run_draws_what_classifier_free_guidance_of_its_two_branches_draws():
     blocks = {**DROPPED, "sampler": {"name": "ddim", "threshold": "none"}}
     plain, run = build.build(tiny(**blocks)), build.build(tiny(**blocks, guidance={"scale": 3.0, "rescale": 0.5}))
-    params = noisy(run.new_state(jax.random.key(0)).params)
+    params = random_params(run.network)
     labels = {"label": np.arange(8, dtype=np.int32)}
     labels["label"][2] = 10  # no class, which guidance leaves alone
     images = sampling.generate(run.with_params(params), num_samples=8, num_steps=3, cond=labels)
@@ -313,6 +305,6 @@ def test_a_guided_run_draws_what_classifier_free_guidance_of_its_two_branches_dr
 
 def test_cfg_plus_plus_refuses_another_sampler():
     run = build.build(tiny(**DROPPED, sampler={"name": "ddim"}, guidance={"scale": 0.6, "plus_plus": True}))
-    run = run.with_params(run.new_state(jax.random.key(0)).params)
+    run = run.with_params(random_params(run.network))
     with pytest.raises(ValueError, match="only the samplers ddim and euler do; write sampler.name=ddim"):
         sampling.generate(run, num_samples=1, num_steps=2, sampler=sampling.ancestral(), cond=run.cond(1))

@@ -210,12 +210,6 @@ def test_wrong_input_is_refused_before_anything_is_written(grey, files, edit, im
     assert sorted((grey / "edits").glob("*")) == before
 
 
-def test_points_cannot_be_edited(tmp_path, files):
-    run = {"data": {"name": "toy_2d"}, "sampler": {"threshold": "none"}}
-    with pytest.raises(commands.Refused, match=r"the shape \(2,\)"):
-        commands.edit(trained(tmp_path / "run", **run), "image_to_image", images=[files["image"]])
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

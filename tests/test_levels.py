@@ -14,7 +14,7 @@ UNIFORM = ("uniform", "stratified", "antithetic", "loss_second_moment")
 @pytest.mark.parametrize("name", UNIFORM)
 @pytest.mark.parametrize("num_steps", [1, 10])
 def test_every_step_of_the_chain_is_drawn_equally_often(name, num_steps):
-    draw = SAMPLERS[name](linear_beta(num_steps))
+    draw = jax.jit(SAMPLERS[name](linear_beta(num_steps)), static_argnums=1)
     t = np.concatenate([draw(key, 500).t for key in jax.random.split(jax.random.key(0), 200)])
     counts = np.bincount(t, minlength=num_steps + 1)
     assert counts[0] == 0
@@ -29,7 +29,8 @@ def test_stratified_batches_hold_every_step_once():
     assert np.std(means) < 64 / np.sqrt(12) / 16 / 2, "independent draws would give 64 / sqrt(12 * 16)"
 
 
-def quantiles(draw, of):
+def quantiles(sampler, of):
+    draw = jax.jit(sampler, static_argnums=1)
     value = np.concatenate([of(draw(key, 500)) for key in jax.random.split(jax.random.key(0), 40)])
     assert np.isfinite(value).all()
     return np.quantile(value, [0.1, 0.5, 0.9])

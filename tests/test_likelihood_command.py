@@ -13,7 +13,7 @@ from diffusion.commands import passes
 from diffusion.config import config
 from diffusion.data import pipeline
 
-TINY = {"name": "unet", "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": ()}
+TINY = {"name": "mlp", "channels": 8, "num_blocks": 1}
 BLOCKS = {
     "optimizer": {"name": "adam", "learning_rate": 1e-3},
     "training": {"num_steps": 3, "batch_size": 16, "log_every": 3, "checkpoint_every": 3, "sample_every": 0},

@@ -9,7 +9,7 @@ from diffusion import build
 from diffusion.config import config
 from diffusion.data.captioned_digits import CAPTION_LENGTH, WORDS
 from diffusion.data.captions import decode
-from tests.networks.test_networks import noisy
+from tests.laws import random_params
 
 NETWORK = {
     "name": "unet",
@@ -44,7 +44,7 @@ def run():
 
 @pytest.fixture(scope="module")
 def params(run):
-    return noisy(jax.jit(run.network.init)(jax.random.key(0)))
+    return random_params(run.network)
 
 
 def test_samples_are_asked_for_by_captions(run):

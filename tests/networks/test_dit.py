@@ -11,7 +11,8 @@ from diffusion.networks import dit as module
 from diffusion.networks.dit import dit, patchify, position_table, unpatchify
 from diffusion.networks.network import Inputs
 from diffusion.networks.transformer import Attention
-from tests.networks.test_networks import SMALL, compiled, noisy_params, size
+from tests.laws import random_params
+from tests.networks.test_networks import SMALL, compiled, size
 
 SMALL = SMALL["dit"]
 
@@ -47,7 +48,7 @@ def test_the_position_table_is_the_one_of_the_equation():
 
 def test_positions_are_all_that_tells_patches_apart(monkeypatch):
     """Without the table, patches in another order give the output in that order: attention has no order of its own."""
-    params, x = noisy_params(compiled(dit((8, 12, 3), **SMALL))), normal(1, 1, 8, 12, 3)
+    params, x = random_params(compiled(dit((8, 12, 3), **SMALL))), normal(1, 1, 8, 12, 3)
     order = np.roll(np.arange(24), 5)
 
     def difference():
@@ -128,7 +129,7 @@ def reference(params, x, t, label, *, patch, heads):
 def test_the_output_is_that_of_the_equations(shape, patch):
     options = {"class_conditional": True, "inputs": Inputs(num_classes=3), "patch_size": patch, "mlp_ratio": 2.5}
     network = compiled(dit(shape, **SMALL | options))
-    params, x = noisy_params(network), normal(1, 2, *shape)
+    params, x = random_params(network), normal(1, 2, *shape)
     out = network.apply(params, x, jnp.array([3, 700]), cond={"label": jnp.array([2, 0])})
     for got, one, t, label in zip(out, x, (3, 700), (2, 0), strict=True):
         expected = reference(params, one, t, label, patch=patch, heads=SMALL["num_heads"])
@@ -138,7 +139,7 @@ def test_the_output_is_that_of_the_equations(shape, patch):
 @pytest.mark.parametrize(("shape", "patch"), [((8, 12, 1), 2), ((16, 4, 5), 4)])
 def test_any_channels_and_rectangles(shape, patch):
     network = compiled(dit(shape, **SMALL, patch_size=patch))
-    params, x = noisy_params(network), normal(1, 2, *shape)
+    params, x = random_params(network), normal(1, 2, *shape)
     moved = network.apply(params, x.at[0, 0, 0, 0].add(1.0), 7, cond={}) - network.apply(params, x, 7, cond={})
     assert moved.shape == x.shape
     assert (jnp.abs(moved[0]) > 0).all(), "every pixel and channel sees the input"
@@ -148,7 +149,7 @@ def test_any_channels_and_rectangles(shape, patch):
 def test_bfloat16_computes_near_float32_and_returns_float32():
     x = normal(1, 2, 8, 8, 3)
     full, half = (compiled(dit((8, 8, 3), **SMALL, dtype=dtype)) for dtype in ("float32", "bfloat16"))
-    params = noisy_params(full)
+    params = random_params(full)
     out, expected = half.apply(params, x, 5, cond={}), full.apply(params, x, 5, cond={})
     assert out.dtype == jnp.float32
     assert 0 < jnp.abs(out - expected).max() < 0.05 * jnp.abs(expected).max()

@@ -8,6 +8,7 @@ import pytest
 from diffusion.networks.classifier import classifier
 from diffusion.networks.clip import clip
 from diffusion.networks.network import Inputs
+from tests.laws import random_params
 
 TINY = {"channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)}
 TEXT = {"text_channels": 8, "text_blocks": 1, "text_heads": 1, "width": 6}
@@ -20,10 +21,7 @@ def made(name):
         network, cond = classifier((8, 8, 3), **TINY, inputs=Inputs(num_classes=5)), {}
     else:
         network, cond = clip((8, 8, 3), **TINY, **TEXT, inputs=Inputs(caption_length=3)), {"text": CAPTIONS}
-    params = jax.jit(network.init)(jax.random.key(0))
-    keys = jax.random.split(jax.random.key(2), len(jax.tree.leaves(params)))
-    noise = jax.tree.unflatten(jax.tree.structure(params), list(keys))
-    params = jax.tree.map(lambda leaf, key: leaf + 0.2 * jax.random.normal(key, leaf.shape), params, noise)
+    params = random_params(network, scale=0.2)
     apply = jax.jit(lambda x, level, cond: network.apply(params, x, level, cond=cond))
     return apply, cond
 

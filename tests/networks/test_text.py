@@ -12,7 +12,8 @@ from diffusion.networks.layers import GroupNorm
 from diffusion.networks.network import Inputs
 from diffusion.networks.text import VOCABULARY, Text, text_encoder
 from diffusion.networks.unet import unet
-from tests.networks.test_networks import SMALL, compiled, noisy, noisy_params, size
+from tests.laws import noisy, random_params
+from tests.networks.test_networks import SMALL, compiled, size
 
 CAPTIONS = ["a handwritten three", "", "żółw", "three"]
 ENCODER = text_encoder(8, 2, 2, 48, jnp.dtype("float32"))
@@ -157,7 +158,7 @@ X = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
 
 def test_a_new_network_ignores_its_text_and_has_the_other_parameters_of_one_without():
     plain = compiled(unet((8, 8, 3), **SMALL["unet"]))
-    other = noisy_params(plain)
+    other = random_params(plain)
     new = READING.init(jax.random.key(0))
 
     def from_plain(path, leaf):
@@ -177,7 +178,7 @@ def test_a_new_network_ignores_its_text_and_has_the_other_parameters_of_one_with
 
 
 def test_each_sample_reads_its_own_caption_to_its_end():
-    params = noisy_params(READING)
+    params = random_params(READING)
     out = READING.apply(params, X, 10, cond=rows("a cat", "a dog"))
     other = READING.apply(params, X, 10, cond=rows("a cat", "a dot"))
     np.testing.assert_allclose(other[0], out[0], rtol=1e-5, atol=1e-5)
@@ -198,7 +199,7 @@ def test_the_text_is_heard_through_the_level_and_through_the_pixels():
             lambda path, leaf, closed=closed: (
                 leaf * 0 if any(e.key.startswith(closed) and e.key != "text_encoder" for e in path) else leaf
             ),
-            noisy_params(READING),
+            random_params(READING),
         )
         out = READING.apply(params, X, 10, cond=rows("a cat", "a dog"))
         assert jnp.abs(out - READING.apply(params, X, 10, cond=rows("a cow", "a hen"))).max() > 1e-3
@@ -207,7 +208,7 @@ def test_the_text_is_heard_through_the_level_and_through_the_pixels():
 @pytest.mark.slow
 def test_gradients_reach_every_parameter_of_the_text():
     grads = jax.grad(lambda params: jnp.square(READING.apply(params, X, 10, cond=rows("a cat", ""))).mean())(
-        noisy_params(READING)
+        random_params(READING)
     )
     for path, grad in jax.tree.leaves_with_path(grads):
         key_bias = path[-1].key == "bias" and any(e.key == "k" for e in path)  # softmax does not see it
@@ -226,6 +227,6 @@ def test_captions_are_needed():
     with pytest.raises(ValueError, match="needs a data set with captions"):
         reading(length=0)
     with pytest.raises(ValueError, match="conditioned on 'text', but cond has \\[\\]"):
-        READING.apply(READING.init(jax.random.key(0)), X, 1, cond={})
+        READING.apply(random_params(READING), X, 1, cond={})
     with pytest.raises(ValueError, match="text_heads=3; expected"):
         reading(text_heads=3)

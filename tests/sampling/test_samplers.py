@@ -128,7 +128,7 @@ def test_moments_follow_the_recursion(name):
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "annealed_langevin"])
 def test_the_full_chain_draws_the_data_distribution(name):
     """With the exact denoiser, 1000 steps leave no visible bias, but for the finite Langevin moves (snr^2 of 0.026)."""
-    x_T, ids = noise(300, (64,))
+    x_T, ids = noise(100, (64,))
     steps = prepare(linear_beta(), all_steps(linear_beta()), SAMPLERS[name])
     x = np.asarray(sample(SAMPLERS[name], laws.gaussian_denoiser(MEAN, STD), x_T, steps, ids))
     assert x.mean() == pytest.approx(MEAN, abs=0.02)
