@@ -23,7 +23,7 @@ from typing import Any
 MAY_CHANGE = (
     *("training.num_steps", "training.log_every", "training.checkpoint_every", "training.sample_every"),
     *("training.keep_checkpoints", "data.data_dir", "data.archive", "sampler.", "grid.", "guidance.", "logging."),
-    "evaluation.",
+    *("evaluation.", "network.remat"),
 )
 """Keys that a continued run may set anew: none of them changes an update that was made."""
 

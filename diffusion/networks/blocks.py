@@ -26,6 +26,7 @@ class Style:
     head_channels: int | None = None
     resample_filter: resample.Taps = (1.0, 1.0)
     project_resampled: bool = False
+    remat: str = "none"
 
     def joined(self, x: Array, h: Array) -> Array:
         """x + h; divided by sqrt(2) with skip_rescale, which keeps the variance (Song et al. 2020, appendix H)."""

@@ -9,6 +9,8 @@ from jaxtyping import Array, Float
 
 from diffusion.networks.layers import Dense, Dtype, LevelEmbedding, with_estimate
 from diffusion.networks.network import Inputs, Network, check_dropout, from_linen, near_sizes, one_of
+from diffusion.networks.remat import check as check_remat
+from diffusion.networks.remat import rematted
 from diffusion.networks.transformer import Attention, mlp
 
 LEVEL_WIDTH = 256
@@ -25,6 +27,7 @@ def dit(
     dropout: float = 0.0,
     class_conditional: bool = False,
     dtype: str = "float32",
+    remat: str = "none",
     inputs: Inputs = Inputs(),
 ) -> Network:
     """DiT with adaLN-Zero blocks; the defaults are DiT-S/2 (Peebles & Xie 2022, table 1).
@@ -40,6 +43,8 @@ def dit(
     class_conditional:  reads cond["label"] (int [batch]) and adds its embedding to the level's.
     dtype:          of the computation, "float32" or "bfloat16"; parameters, the statistics of layer norm, the logits
                     of attention and the output stay float32.
+    remat:          what is computed again on the way back instead of being remembered: "none"; "elementwise", all
+                    but products of matrices; "block", all that is inside a block.
     inputs:         facts of the data set and of the training, see `network.Inputs`. An estimate joins x as further
                     channels, labels and the augmentation's label join the level.
 
@@ -62,6 +67,7 @@ def dit(
         num_labels=inputs.num_labels(class_conditional),
         outputs=inputs.outputs,
         dtype=jnp.dtype(one_of("dtype", dtype, ("float32", "bfloat16"))),
+        remat=check_remat(remat),
     )
     return from_linen(module, shape, example)
 
@@ -134,6 +140,7 @@ class DiT(nn.Module):
     num_labels: int
     dtype: Dtype
     outputs: int = 1
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Array, noise_cond: Array, cond: Any, train: bool) -> Array:
@@ -144,8 +151,9 @@ class DiT(nn.Module):
         table = position_table(h // self.patch_size, w // self.patch_size, self.channels)
         x = Dense(self.channels, self.dtype, name="patches")(patchify(x, self.patch_size).astype(self.dtype))
         x += jnp.asarray(table, self.dtype)[None]
+        made = rematted(Block, self.remat, train_at=3)
         for i in range(self.num_blocks):
-            block = Block(self.num_heads, self.mlp_channels, self.dropout, self.dtype, name=f"block_{i}")
+            block = made(self.num_heads, self.mlp_channels, self.dropout, self.dtype, name=f"block_{i}")
             x = block(x, emb, train)
         shift, scale = _modulation(2, self.channels, self.dtype, emb)
         x = _modulated_norm(x, shift, scale).astype(jnp.float32)

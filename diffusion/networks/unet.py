@@ -9,6 +9,8 @@ from jaxtyping import Array
 from diffusion.networks.blocks import Block, CrossAttention, SelfAttention, Style
 from diffusion.networks.layers import Conv, GroupNorm, LevelEmbedding, with_estimate
 from diffusion.networks.network import Inputs, Network, check_dropout, from_linen, near_sizes, one_of
+from diffusion.networks.remat import check as check_remat
+from diffusion.networks.remat import rematted
 from diffusion.networks.resample import blur, check_taps
 from diffusion.networks.text import Text, TextEncoder, text_encoder
 from diffusion.types import check_positive
@@ -37,6 +39,7 @@ def unet(
     text_blocks: int = 4,
     text_heads: int = 4,
     dtype: str = "float32",
+    remat: str = "none",
     inputs: Inputs = Inputs(),
 ) -> Network:
     """DDPM's U-Net; with the defaults on (32, 32, 3), the CIFAR-10 network of 35,746,307 parameters.
@@ -66,6 +69,8 @@ def unet(
                     cross-attention after each self-attention (Rombach et al. 2022, arXiv:2112.10752, section 3.3).
                     Both start at zero: a new network ignores its text.
     dtype:          of the computation; parameters, normalisation statistics and the output stay float32.
+    remat:          what is computed again on the way back instead of being remembered: "none"; "elementwise", all
+                    but convolutions and products of matrices; "block", all that is inside a block or an attention.
     inputs:         facts of the data set and of the training, see `network.Inputs`. An estimate joins x as further
                     channels, labels and the augmentation's label join the level.
     """
@@ -87,6 +92,7 @@ def unet(
         head_channels=head_channels,
         resample_filter=tuple(resample_filter),
         project_resampled=resample == "projected_block",
+        remat=check_remat(remat),
     )
     widths = (text_channels, text_blocks, text_heads)
     module = UNet(
@@ -183,11 +189,14 @@ class Encoder(nn.Module):
 
     def stage(self, x: Array, told: Told, train: bool, mult: int, attend: bool) -> Array:
         """A residual block, with self-attention, and with cross-attention if there is a text, after it or not."""
-        x = Block(mult * self.channels, self.style)(x, told.emb, train)
+        x = self._block(mult * self.channels)(x, told.emb, train)
         if not attend:
             return x
-        x = SelfAttention(self.style)(x)
-        return x if told.text is None else CrossAttention(self.style)(x, told.text)
+        x = rematted(SelfAttention, self.style.remat)(self.style)(x)
+        return x if told.text is None else rematted(CrossAttention, self.style.remat)(self.style)(x, told.text)
+
+    def _block(self, channels: int, resize: str | None = None) -> Block:
+        return rematted(Block, self.style.remat, train_at=3)(channels, self.style, resize)
 
     def down(self, x: Array, told: Told, train: bool) -> tuple[Array, list[Array]]:
         """(the middle's output, what the way up joins to it)."""
@@ -212,7 +221,7 @@ class Encoder(nn.Module):
 
     def _halved(self, x: Array, emb: Array, train: bool) -> Array:
         if self.blocks_resample:
-            return Block(x.shape[-1], self.style, "down")(x, emb, train)
+            return self._block(x.shape[-1], "down")(x, emb, train)
         return Conv(x.shape[-1], self.style.dtype, stride=2)(x)
 
     def attends(self, x: Array) -> bool:
@@ -244,5 +253,5 @@ class UNet(Encoder):
 
     def _doubled(self, x: Array, emb: Array, train: bool) -> Array:
         if self.blocks_resample:
-            return Block(x.shape[-1], self.style, "up")(x, emb, train)
+            return self._block(x.shape[-1], "up")(x, emb, train)
         return Conv(x.shape[-1], self.style.dtype)(x.repeat(2, axis=1).repeat(2, axis=2))

@@ -160,7 +160,8 @@ class TestCurves:
         write_run(tmp_path / "run", rows)
         curve = logs.watched(logs.read_curves(tmp_path / "run" / "metrics.jsonl")[0])["FID@500_ddim_20_steps"]
         np.testing.assert_array_equal([curve.steps, curve.values], [[5, 10], [90.0, 60.5]])
-        assert "FID@500_ddim_20_steps" in make(tmp_path)
+        commands.report(tmp_path)
+        assert "FID@500_ddim_20_steps" in (tmp_path / "report.html").read_text()
 
     def test_a_short_log_is_drawn_as_it_is(self, tmp_path):
         write_run(tmp_path / "run", LOSSES)
