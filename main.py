@@ -27,7 +27,7 @@ mode_flags.define()
 
 
 def main(argv: list[str]) -> int:
-    """The exit status: 0 done, 2 refused (wrong input), 3 stopped early (run again), 4 the loss was not finite."""
+    """The exit status: 0 done, 2 refused (wrong input, no room), 3 stopped early (run again), 4 the loss not finite."""
     from diffusion import commands
     from diffusion.training.logs import NonFiniteLoss
 

@@ -192,7 +192,7 @@ def _advice(job: Job, mesh: Mesh, line: costs.Line | None) -> str:
     smaller, about = batch_size // 2 // mesh.size * mesh.size, "half; then try again"
     count: int | None = 2 * mesh.size
     if line is not None:
-        smaller, about = line.largest_batch(), "the largest that should fit"
+        smaller, about = line.largest_batch(), "should fit"
         count = line.fewest_devices(batch_size)
     lines = ["a training step takes more memory than a device has. In this order:"]
     if 0 < smaller < batch_size:
@@ -206,7 +206,9 @@ def _advice(job: Job, mesh: Mesh, line: costs.Line | None) -> str:
     if count is not None:
         lines.append(f"  {count} devices or more, which share the batch")
     if line is not None and line.fixed >= line.limit:
-        lines.append(f"  a smaller network: state and gradients alone take {quantity(line.fixed, 'B')} on each device")
+        lines.append(
+            f"  a smaller network: state, gradients and updates alone take {quantity(line.fixed, 'B')} on each device"
+        )
     return "\n".join(lines)
 
 

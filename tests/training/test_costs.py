@@ -118,7 +118,7 @@ class TestMemory:
             assert memory.peak == sum(memory)
 
     def test_the_line_meets_its_point_and_finds_the_largest_batch(self):
-        line = costs.line(peak=100 + 10 + 64 * 5, state=100, params=10, batch_size=64, num_devices=2, limit=300)
+        line = costs.line(peak=100 + 10 + 64 * 5, state=100, params=5, batch_size=64, num_devices=2, limit=300)
         assert line.fixed + 64 * line.slope == 430
         assert line.fixed + line.largest_batch() * line.slope <= 300
         assert line.fixed + 2 * line.largest_batch() * line.slope > 300
