@@ -104,7 +104,7 @@ def fetch(array: jax.Array) -> np.ndarray:
     return np.asarray(array)
 
 
-def memory_limit(device: jax.Device) -> int | None:
+def memory_limit(device: Any) -> int | None:
     """The bytes that JAX may take on the device; of a CPU, its share of the host's memory; None where nobody says."""
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from diffusion import build, commands, devices
+from diffusion.commands.console import duration, quantity
 from diffusion.config import config
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.logs import NonFiniteLoss
@@ -166,6 +167,24 @@ class TestVerdict:
             commands.dry_run(tiny(training={"batch_size": 12}), tmp_path)
         with pytest.raises(commands.Refused, match="got num_steps=-1"):
             commands.dry_run(tiny(), tmp_path, num_steps=-1)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (quantity(999.4, "B"), "999 B"),
+        (quantity(999.5, "B"), "1 kB"),
+        (quantity(35_746_307 * 4, "B"), "143 MB"),
+        (quantity(2.5e18, "FLOP"), "2.5e+03 PFLOP"),
+        (duration(0.0253), "25.3 ms"),
+        (duration(0.9996), "1 s"),
+        (duration(250), "4 min 10 s"),
+        (duration(5 * 3600 + 12 * 60), "5 h 12 min"),
+        (duration(3.2 * 86400), "3.2 days"),
+    ],
+)
+def test_numbers_are_told_in_three_digits(said, words):
+    assert said == words
 
 
 @pytest.mark.slow
