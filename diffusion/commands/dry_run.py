@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion import build, devices, keys, workdir
@@ -34,13 +33,15 @@ def dry_run(config: ConfigDict, folder: str | Path, *, num_steps: int = 10) -> N
     """
     if num_steps < 0:
         raise Refused(f"got num_steps={num_steps}, expected how many steps to time, or 0 to compile alone.")
-    folder, mesh = Path(folder).expanduser(), devices.data_mesh()
-    job = planned(config, folder, mesh)
-    _row("run", f"{config.loss.name} on {mesh.size} x {jax.devices()[0].device_kind}; nothing is written to {folder}")
+    folder = Path(folder).expanduser()
+    job = planned(config, folder)
+    _row(
+        "run", f"{config.loss.name} on {job.mesh.size} x {jax.devices()[0].device_kind}; nothing is written to {folder}"
+    )
     rows = job.batches[0]
     _say_data(job, rows)
     _say_network(job)
-    problems = [_compile_and_time(job, mesh, rows, folder, num_steps), _check_disk(job, folder)]
+    problems = [_compile_and_time(job, rows, folder, num_steps), _check_disk(job, folder)]
     if isinstance(job.run, build.Run) and job.run.sampler.nfe is not None:
         nfe = job.run.sampler.nfe(len(job.run.grid().h))
         _row("sampling", f"{nfe:,} evaluations of the network for a batch of samples ({config.sampler.name})")
@@ -92,32 +93,32 @@ def _count(tree: Any) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def _compile_and_time(job: Job, mesh: Mesh, rows: Any, folder: Path, num_steps: int) -> str | None:
+def _compile_and_time(job: Job, rows: Any, folder: Path, num_steps: int) -> str | None:
     """Says what a step costs; what to change where it does not fit into memory."""
-    limit = devices.memory_limit(mesh.local_devices[0])
-    arithmetic = _flops(job, mesh, rows)
+    limit = devices.memory_limit(job.mesh.local_devices[0])
+    arithmetic = _flops(job, rows)
     batch_size = job.run.config.training.batch_size
     each = quantity(arithmetic / batch_size, "FLOP")
     _row("step", f"{quantity(arithmetic, 'FLOP')}, {each} an image: its matrix products and convolutions")
     start = time.perf_counter()
     try:
-        compiled = traced(job.run, mesh, job.target, rows, jax.random.key(job.run.config.seed)).lower().compile()
+        compiled = traced(job.run, job.mesh, job.target, rows, jax.random.key(job.run.config.seed)).lower().compile()
         _row("", f"compiled in {duration(time.perf_counter() - start)}")
         memory = costs.memory(compiled)
         if memory is not None:
             _say_memory(memory, limit)
             if limit is not None and memory.peak > limit:
-                return _advice(job, mesh, _line(job, mesh, memory.peak, limit))
+                return _advice(job, _line(job, memory.peak, limit))
         if num_steps:
-            _say_speed(_timed(job, mesh, compiled, num_steps), arithmetic, job, folder)
+            _say_speed(_timed(job, compiled, num_steps), arithmetic, job, folder)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _advice(job, mesh, None)
+        return _advice(job, None)
     return None
 
 
-def _flops(job: Job, mesh: Mesh, rows: Any) -> int:
+def _flops(job: Job, rows: Any) -> int:
     """The arithmetic of one step, by `costs.flops`, every convolution being direct.
 
     In float32 wide ones are not on CPUs (`networks/winograd.py`); in bfloat16 they are everywhere, and as many.
@@ -126,8 +127,8 @@ def _flops(job: Job, mesh: Mesh, rows: Any) -> int:
     if takes("network", config.network.name, "dtype"):
         config.network.dtype = "bfloat16"
         run = build.build(config, run.facts)
-    target = states.abstract(run.new_state, mesh)
-    return costs.flops(traced(run, mesh, target, rows, jax.random.key(0)).jaxpr)
+    target = states.abstract(run.new_state, job.mesh)
+    return costs.flops(traced(run, job.mesh, target, rows, jax.random.key(0)).jaxpr)
 
 
 def _say_memory(memory: costs.Memory, limit: int | None) -> None:
@@ -146,17 +147,17 @@ class Speed(NamedTuple):
     row: dict[str, float]
 
 
-def _timed(job: Job, mesh: Mesh, compiled: Any, num_steps: int) -> Speed:
+def _timed(job: Job, compiled: Any, num_steps: int) -> Speed:
     """The first steps of a new run, each waited for; the very first is not timed. NonFiniteLoss is theirs."""
     key, metrics = jax.random.key(job.run.config.seed), []
-    state = states.create(job.run.new_state, keys.stream(key, "init"), mesh)
+    state = states.create(job.run.new_state, keys.stream(key, "init"), job.mesh)
     steps, reads = [], []
     begin = time.perf_counter()
     for i in range(num_steps + 1):
         start = time.perf_counter()
         rows = job.batches[i]
         read = time.perf_counter()
-        state, found = compiled(state, devices.from_local_rows(rows, mesh), keys.stream(key, "train"))
+        state, found = compiled(state, devices.from_local_rows(rows, job.mesh), keys.stream(key, "train"))
         jax.block_until_ready((state, found))
         steps.append(time.perf_counter() - read)
         reads.append(read - start)
@@ -181,16 +182,16 @@ def _say_speed(speed: Speed, arithmetic: int, job: Job, folder: Path) -> None:
     _row("time", f"{duration(left * a_step)} for {left:,} steps, {besides}")
 
 
-def _line(job: Job, mesh: Mesh, peak: int, limit: int) -> costs.Line:
+def _line(job: Job, peak: int, limit: int) -> costs.Line:
     held, params = states.num_bytes_each(job.target), states.num_bytes_each(job.target.params)
-    return costs.line(peak, held, params, job.run.config.training.batch_size, mesh.size, limit)
+    return costs.line(peak, held, params, job.run.config.training.batch_size, job.mesh.size, limit)
 
 
-def _advice(job: Job, mesh: Mesh, line: costs.Line | None) -> str:
+def _advice(job: Job, line: costs.Line | None) -> str:
     """What to change where a step takes too much memory, by estimate where there is one."""
     config, batch_size = job.run.config, job.run.config.training.batch_size
-    smaller, about = batch_size // 2 // mesh.size * mesh.size, "half; then try again"
-    count: int | None = 2 * mesh.size
+    smaller, about = batch_size // 2 // job.mesh.size * job.mesh.size, "half; then try again"
+    count: int | None = 2 * job.mesh.size
     if line is not None:
         smaller, about = line.largest_batch(), "should fit"
         count = line.fewest_devices(batch_size)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion import build, devices, keys, workdir
@@ -29,10 +30,9 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     Refused: before anything is spent, with what is wrong. NonFiniteLoss: names the last good checkpoint.
     """
     folder = Path(folder).expanduser()
-    mesh = devices.data_mesh()
-    job = planned(config, folder, mesh)
+    job = planned(config, folder)
     _open(folder, job)
-    run, dataset, target, shown, watched = job
+    run, mesh, dataset, target, shown, watched = job
     num_params = sum(leaf.size for leaf in jax.tree.leaves(target.params))
     say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}")
     training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
@@ -88,6 +88,7 @@ class Job(NamedTuple):
     """
 
     run: build.Run | build.Guide
+    mesh: Mesh
     batches: Any
     target: TrainState
     shown: Pictures | Reading
@@ -99,15 +100,17 @@ class Job(NamedTuple):
         return self.run.config.training.keep_checkpoints + bool(self.run.config.evaluation.every)
 
 
-def planned(config: ConfigDict, folder: Path, mesh: Any) -> Job:
+def planned(config: ConfigDict, folder: Path) -> Job:
     """The training of this config in this folder; nothing is written. Refused: with what is wrong with either."""
     try:
+        mesh = devices.data_mesh()
         devices.check_divides(config.training.batch_size, mesh.size, "training.batch_size")
         workdir.check(folder, to_json(config), to_json(default_config()))
         run = build.build(config)
         workdir.check_facts(folder, run.facts._asdict())
         return Job(
             run,
+            mesh,
             run.batches(jax.process_index(), jax.process_count()),
             states.abstract(run.new_state, mesh),
             results(run, folder),
