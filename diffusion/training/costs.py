@@ -11,8 +11,8 @@ def flops(jaxpr: Any) -> int:
     """The multiplications and additions of every matrix product and convolution in a program, over all devices.
 
     A convolution counts as the direct one, at the places where kernel and image overlap: zeros that pad or dilate the
-    image cost nothing. That is what papers count; what stands between the products is left out, as there. XLA's own
-    count of a compiled step is no such number: it takes the body of a scan once, and library calls on CPUs not at all.
+    image cost nothing (counts that include them are some percent higher). What stands between the products is left out.
+    XLA's own count is another number: it takes the body of a scan once.
     Of a `cond` the costliest branch is counted, of a `while` one turn.
 
     jaxpr: of `jax.make_jaxpr`, or of a jitted function's `trace`.
