@@ -1,6 +1,7 @@
 """Trains diffusion models, samples and edits images with them, measures how good they are, and reports on many.
 
     python main.py --config=configs/ddpm_digits.py --workdir=runs/digits
+    python main.py --config=configs/ddpm_digits.py --workdir=runs/digits --mode=dry_run
     python main.py --workdir=runs/digits --mode=sample --num_samples=256 --sampler=ddim --num_steps=50
     python main.py --workdir=runs/digits --mode=edit --edit=inpaint --image=seven.png --mask=mask.png
     python main.py --workdir=runs/digits --mode=likelihood
@@ -20,13 +21,13 @@ from diffusion import flags as mode_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, such as configs/ddpm_digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: everything is written there.", required=True)
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "ref_stats", *mode_flags.BLOCKS], "What to do.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "dry_run", "ref_stats", *mode_flags.BLOCKS], "What to do.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a pod or cluster into one job.")
 mode_flags.define()
 
 
 def main(argv: list[str]) -> int:
-    """The exit status: 0 done, 2 refused (wrong input), 3 stopped early (run again), 4 the loss was not finite."""
+    """The exit status: 0 done, 2 refused (wrong input, no room), 3 stopped early (run again), 4 the loss not finite."""
     from diffusion import commands
     from diffusion.training.logs import NonFiniteLoss
 

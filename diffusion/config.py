@@ -9,6 +9,7 @@ A config file states only what differs from the functions' defaults. `config` de
 an empty placeholder, so that each of them is also a flag (--config.schedule.s=0.01).
 """
 
+import inspect
 from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -165,6 +166,13 @@ def make(block: str, options: ConfigDict | Mapping[str, Any], returns: Any = Non
     own = {key: value for key, value in options.items() if key not in BESIDES_OPTIONS.get(block, ())}
     module, returns = next(kind for kind in place.kinds if returns is None or kind[1] == returns)
     return lookup.make(module, returns, own, block=block, **context)
+
+
+def takes(block: str, name: str, key: str) -> bool:
+    """Whether the component of that name has this option."""
+    known = [lookup.components(module, returns) for module, returns in PLACES[block].kinds]
+    functions = [components[name] for components in known if name in components]
+    return any(key in inspect.signature(function).parameters for function in functions)
 
 
 def to_json(config: ConfigDict) -> dict[str, Any]:

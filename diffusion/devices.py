@@ -6,6 +6,7 @@ first axis over the mesh's "data" axis; `jax.jit` sees the shardings and inserts
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -101,6 +102,19 @@ def fetch(array: jax.Array) -> np.ndarray:
 
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(array)
+
+
+def memory_limit(device: Any) -> int | None:
+    """The bytes that JAX may take on the device; of a CPU, its share of the host's memory; None where nobody says."""
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    if device.platform != "cpu" or not hasattr(os, "sysconf"):
+        return None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    container = Path("/sys/fs/cgroup/memory.max")  # "max" for no limit
+    allowed = container.read_text().strip() if container.exists() else ""
+    return min(total, int(allowed) if allowed.isdigit() else total) // jax.local_device_count()
 
 
 def one_per_core() -> None:

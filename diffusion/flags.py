@@ -59,8 +59,8 @@ TABLE = (
     Flag(
         "num_steps",
         flags.DEFINE_multi_integer,
-        _ALL,
-        "sampling steps, or steps of the bound, fewer than the chain's.",
+        (*_ALL, "dry_run"),
+        "sampling steps, or steps of the bound, fewer than the chain's; of a dry run, steps to time, or 0 (10).",
         several=_WORTH,
     ),
     Flag(

@@ -74,9 +74,8 @@ def check_writable(folder: Path) -> None:
 
     It makes no folder, not even for a moment, so that several processes may ask at once.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=_existing(folder)):
             pass
     except NotADirectoryError as error:
         raise ValueError(f"{folder} is not a folder, or lies below a file; choose another --workdir.") from error
@@ -86,13 +85,18 @@ def check_writable(folder: Path) -> None:
 
 def check_space(workdir: Path, checkpoint_bytes: int, keep: int) -> None:
     """OSError if the disk has no room for the checkpoints that are still to come: `keep` and one being written."""
-    needed = checkpoint_bytes * max(keep + 1 - len(saved_steps(workdir)), 1)
-    free = shutil.disk_usage(workdir).free
+    needed, free = space(workdir, checkpoint_bytes, keep)
     if free < needed:
         raise OSError(
             f"the disk of --workdir={workdir} has {free / 1e9:.3f} GB left, but the checkpoints of this run need "
             f"{needed / 1e9:.3f} GB. Free some space, choose another folder or lower training.keep_checkpoints."
         )
+
+
+def space(workdir: Path, checkpoint_bytes: int, keep: int) -> tuple[int, int]:
+    """(bytes of the checkpoints that are still to come, `keep` and one being written; bytes that the disk has left)."""
+    needed = checkpoint_bytes * max(keep + 1 - len(saved_steps(workdir)), 1)
+    return needed, shutil.disk_usage(_existing(workdir)).free
 
 
 def check_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
@@ -111,6 +115,11 @@ def check_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
 def saved_steps(workdir: Path) -> list[int]:
     """The steps of the run's complete checkpoints, in order."""
     return sorted(int(entry.name) for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit())
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def _check_same(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

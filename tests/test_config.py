@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from diffusion import augment, build, guidance, sampling
-from diffusion.config import config, switch, to_json
+from diffusion.config import config, switch, takes, to_json
 from diffusion.keys import stream
 from diffusion.schedules import cosine_alpha_bar, edm
 from tests.laws import random_params
@@ -308,3 +308,10 @@ def test_cfg_plus_plus_refuses_another_sampler():
     run = run.with_params(random_params(run.network))
     with pytest.raises(ValueError, match="only the samplers ddim and euler do; write sampler.name=ddim"):
         sampling.generate(run, num_samples=1, num_steps=2, sampler=sampling.ancestral(), cond=run.cond(1))
+
+
+def test_an_option_belongs_to_components():
+    assert takes("network", "unet", "dtype")
+    assert not takes("network", "mlp", "dtype")
+    assert takes("network", "classifier", "channel_mults")  # a guide's network
+    assert takes("schedule", "learned_log_snr", "log_snr_max")

@@ -63,3 +63,16 @@ def test_batches_of_rows_are_shared_evenly_and_hold_every_row_once(count, batch_
     every = np.concatenate(batches)
     np.testing.assert_array_equal(every[: count - first], np.arange(first, count))
     assert (every[count - first :] == count - 1).all()
+
+
+def test_the_memory_of_a_device_is_what_its_allocator_says_and_of_cpus_their_share_of_the_host():
+    class Device:
+        platform = "gpu"
+
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    assert devices.memory_limit(Device({"bytes_limit": 123})) == 123
+    assert devices.memory_limit(Device(None)) is None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < 8 * devices.memory_limit(jax.devices()[0]) <= total

@@ -67,6 +67,7 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path):
         (["--config=configs/ddpm_digits.py", "--num_steps=50"], "--num_steps is for --mode=sample"),
         (["--config=configs/ddpm_digits.py", "--config.seed=3", "--mode=sample"], "--config.seed cannot change"),
         (["--mode=sample"], "holds no run"),
+        (["--mode=dry_run"], "--mode=dry_run needs a config"),
         (["--mode=report"], "holds no run, nor does any folder below it"),
         (["--mode=report", "--num_steps=50"], "--num_steps is for --mode=sample"),
         (["--config=configs/ddpm_digits.py", "--config.seed=3", "--mode=report"], "nothing can"),

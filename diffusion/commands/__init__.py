@@ -2,6 +2,7 @@
 
 from diffusion.commands.console import Refused, join_cluster
 from diffusion.commands.dispatch import dispatch
+from diffusion.commands.dry_run import dry_run
 from diffusion.commands.edit import edit
 from diffusion.commands.evaluate import Way, evaluate
 from diffusion.commands.likelihood import likelihood
@@ -14,6 +15,7 @@ __all__ = [
     "Refused",
     "Way",
     "dispatch",
+    "dry_run",
     "edit",
     "evaluate",
     "join_cluster",

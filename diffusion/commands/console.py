@@ -26,6 +26,27 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def quantity(value: float | int, unit: str) -> str:
+    """Such as 35.7 MB: three digits and a decimal prefix."""
+    power = 0
+    while value >= 999.5 and power < 5:
+        value, power = value / 1000, power + 1
+    return f"{value:.3g} {['', 'k', 'M', 'G', 'T', 'P'][power]}{unit}"
+
+
+def duration(seconds: float | int) -> str:
+    """Such as 25.3 ms, 12.3 s, 4 min 10 s, 5 h 12 min, 3.2 days."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    if seconds < 48 * 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+    return f"{seconds / 86400:.1f} days"
+
+
 def bar(
     batches: Iterable[np.ndarray], total: int, done: int = 0, *, unit: str = "image", shown: bool = True
 ) -> Iterator[np.ndarray]:

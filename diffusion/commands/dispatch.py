@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from diffusion import devices
 from diffusion import flags as mode_flags
 from diffusion.commands.console import Refused
+from diffusion.commands.dry_run import dry_run
 from diffusion.commands.edit import edit
 from diffusion.commands.evaluate import Way, evaluate
 from diffusion.commands.likelihood import likelihood
@@ -53,6 +54,9 @@ def dispatch(
     switch(config, overrides)
     if mode == "train":
         return train(config, folder)
+    if mode == "dry_run":  # on the devices that training would have
+        dry_run(config, folder, **values)
+        return True
     if not distributed:
         devices.one_per_core()
     ref_stats(config, folder, **values)

@@ -2,15 +2,16 @@
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion import build, devices, keys, workdir
 from diffusion.commands.console import Refused, say
-from diffusion.commands.results import results
-from diffusion.commands.watching import watch
+from diffusion.commands.results import Pictures, Reading, results
+from diffusion.commands.watching import Watch, watch
 from diffusion.config import config as default_config
 from diffusion.config import to_json
 from diffusion.provenance import provenance
@@ -29,13 +30,9 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     Refused: before anything is spent, with what is wrong. NonFiniteLoss: names the last good checkpoint.
     """
     folder = Path(folder).expanduser()
-    mesh = devices.data_mesh()
-    try:
-        run, dataset, target = _prepare(config, folder, mesh)
-        shown = results(run, folder)
-        watched = watch(run) if isinstance(run, build.Run) else None
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
+    job = planned(config, folder)
+    _open(folder, job)
+    run, mesh, dataset, target, shown, watched = job
     num_params = sum(leaf.size for leaf in jax.tree.leaves(target.params))
     say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}")
     training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
@@ -83,23 +80,67 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     return True
 
 
-def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run | build.Guide, Any, TrainState]:
-    """(run, training stream, the state's shapes on the mesh), and a folder that is fit for them."""
-    devices.check_divides(config.training.batch_size, mesh.size, "training.batch_size")
-    workdir.check(folder, to_json(config), to_json(default_config()))
-    run = build.build(config)
-    facts = run.facts._asdict()
-    workdir.check_facts(folder, facts)
-    folder.mkdir(parents=True, exist_ok=True)
-    target = states.abstract(run.new_state, mesh)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(target))
-    workdir.check_space(folder, size, config.training.keep_checkpoints + bool(config.evaluation.every))
-    dataset = run.batches(jax.process_index(), jax.process_count())
-    if jax.process_index() == 0:
-        workdir.write(folder, "config.json", to_json(config))
-        workdir.write(folder, "data.json", facts)
-        (folder / "samples").mkdir(exist_ok=True)
-    return run, dataset, target
+class Job(NamedTuple):
+    """A training that nothing speaks against.
+
+    batches: the training stream, [step] gives this process's rows. target: the state's shapes on the mesh.
+    shown, watched: what it shows (`results`), and how it is evaluated on the way.
+    """
+
+    run: build.Run | build.Guide
+    mesh: Mesh
+    batches: Any
+    target: TrainState
+    shown: Pictures | Reading
+    watched: Watch | None
+
+    @property
+    def kept(self) -> int:
+        """The checkpoints that stay on the disk: the newest ones, and the best."""
+        return self.run.config.training.keep_checkpoints + bool(self.run.config.evaluation.every)
+
+
+def planned(config: ConfigDict, folder: Path) -> Job:
+    """The training of this config in this folder; nothing is written. Refused: with what is wrong with either."""
+    try:
+        mesh = devices.data_mesh()
+        devices.check_divides(config.training.batch_size, mesh.size, "training.batch_size")
+        workdir.check(folder, to_json(config), to_json(default_config()))
+        run = build.build(config)
+        workdir.check_facts(folder, run.facts._asdict())
+        return Job(
+            run,
+            mesh,
+            run.batches(jax.process_index(), jax.process_count()),
+            states.abstract(run.new_state, mesh),
+            results(run, folder),
+            watch(run) if isinstance(run, build.Run) else None,
+        )
+    except (ValueError, OSError) as error:
+        raise Refused(str(error)) from error
+
+
+def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch: Any, key: jax.Array) -> Any:
+    """The train step for this state and batch as a program: traced(...).lower().compile() is what training calls.
+
+    key: the run's own, of its seed.
+    """
+    step = make_train_step(run.loss, run.optimizer, run.ema_decays, ema_warmup=run.config.ema.warmup)
+    batch = devices.from_local_rows(batch, mesh)
+    return compile_step(step, mesh, target).trace(target, batch, keys.stream(key, "train"))
+
+
+def _open(folder: Path, job: Job) -> None:
+    """Makes the run's folder, if the disk has room for it; Refused if not."""
+    try:
+        workdir.check_space(folder, states.num_bytes(job.target), job.kept)
+        folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            workdir.write(folder, "config.json", to_json(job.run.config))
+            workdir.write(folder, "data.json", job.run.facts._asdict())
+            (folder / "samples").mkdir(exist_ok=True)
+    except OSError as error:
+        raise Refused(str(error)) from error
 
 
 def _start(
@@ -118,9 +159,7 @@ def _start(
 def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch: Any, key: jax.Array) -> Any:
     """The train step, compiled ahead for this state and batch."""
     start = time.perf_counter()
-    step = make_train_step(run.loss, run.optimizer, run.ema_decays, ema_warmup=run.config.ema.warmup)
-    batch = devices.from_local_rows(batch, mesh)
-    compiled = compile_step(step, mesh, target).lower(target, batch, keys.stream(key, "train")).compile()
+    compiled = traced(run, mesh, target, batch, key).lower().compile()
     say(f"train step compiled in {time.perf_counter() - start:.1f} s")
     return compiled
 

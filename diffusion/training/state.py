@@ -1,5 +1,6 @@
 """What training carries from step to step, and nothing else: no random key, no function."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -44,6 +45,17 @@ def abstract(make_state: Callable[[jax.Array], TrainState], mesh: Mesh) -> Train
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shape, shardings(shape, mesh)
     )
+
+
+def num_bytes(tree: Any) -> int:
+    """The bytes of all leaves together, each counted once, however many devices hold it."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def num_bytes_each(tree: Any) -> int:
+    """The bytes that one device holds of leaves with shardings."""
+    shapes = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(shape) * size for shape, size in shapes)
 
 
 def create(make_state: Callable[[jax.Array], TrainState], key: jax.Array, mesh: Mesh) -> TrainState:

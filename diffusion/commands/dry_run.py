@@ -1,0 +1,229 @@
+"""A rehearsal of a training: what it is, what it costs and whether it fits, before anything is spent or written."""
+
+import re
+import statistics
+import textwrap
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion import build, devices, keys, workdir
+from diffusion.commands.console import Refused, duration, quantity, say
+from diffusion.commands.train import Job, planned, traced
+from diffusion.config import takes
+from diffusion.training import costs
+from diffusion.training import state as states
+from diffusion.training.logs import summarize
+
+PATIENCE = 60.0
+"""Seconds after which no further step is timed."""
+
+
+def dry_run(config: ConfigDict, folder: str | Path, *, num_steps: int = 10) -> None:
+    """Says on one screen what training this config in this folder would be, and compiles its step; writes nothing.
+
+    num_steps: how many steps to time, after one to warm up, fewer if they take long; 0 compiles alone.
+
+    Refused: where training would be; and, when all is said, where memory or disk would not do, with what to change.
+    NonFiniteLoss: the first steps gave no number.
+    """
+    if num_steps < 0:
+        raise Refused(f"got num_steps={num_steps}, expected how many steps to time, or 0 to compile alone.")
+    folder = Path(folder).expanduser()
+    job = planned(config, folder)
+    _row(
+        "run", f"{config.loss.name} on {job.mesh.size} x {jax.devices()[0].device_kind}; nothing is written to {folder}"
+    )
+    rows = job.batches[0]
+    _say_data(job, rows)
+    _say_network(job)
+    problems = [_compile_and_time(job, rows, folder, num_steps), _check_disk(job, folder)]
+    if isinstance(job.run, build.Run) and job.run.sampler.nfe is not None:
+        nfe = job.run.sampler.nfe(len(job.run.grid().h))
+        _row("sampling", f"{nfe:,} evaluations of the network for a batch of samples ({config.sampler.name})")
+    if any(problems):
+        raise Refused("\n".join(["it does not fit.", *filter(None, problems)]))
+    say("it fits.")
+
+
+def _row(label: str, text: str) -> None:
+    say(f"{label:<11}{text}".rstrip())
+
+
+def _say_data(job: Job, rows: Mapping[str, Any]) -> None:
+    """The data set, and one batch of it as the network will get it."""
+    facts, config = job.run.facts, job.run.config
+    shape = "x".join(str(size) for size in facts.shape)
+    what = [f"{config.data.name}, train: {facts.num_images:,} samples of {shape}"]
+    what += [f"{facts.num_values} intensities"] if facts.num_values else []
+    _row("data", ", ".join(what))
+    names = textwrap.shorten(", ".join(facts.class_names), 70, placeholder=" ...")
+    told = [f"{len(facts.class_names)} classes: {names}"] if names else ["no classes"]
+    told += [f"captions of up to {facts.caption_length} bytes"] if facts.caption_length else []
+    _row("", "; ".join(told))
+    for name, value in rows.items():
+        span = f"from {value.min():.4g} to {value.max():.4g}, mean {value.mean():.4g}"
+        _row("", f"{name:<6} {value.dtype} {list(value.shape)} {span}")
+
+
+def _say_network(job: Job) -> None:
+    """Parameters by module, those of a kind in one line, and the bytes of what training keeps of them."""
+    target, name = job.target, job.run.config.network.name
+    modules = dict(target.params)
+    if isinstance(job.run, build.Run) and job.run.learned is not None:
+        modules = {**modules["network"], "schedule": modules["schedule"]}
+    total = _count(target.params)
+    kinds: dict[str, list[int]] = {}
+    for module, params in modules.items():
+        kinds.setdefault(re.sub(r"_\d+$", "", module), []).append(_count(params))
+    _row("network", f"{name:<24}{total:>14,} parameters")
+    for kind, counts in kinds.items():
+        times = f" ({len(counts)})" if len(counts) > 1 else ""
+        _row("", f"  {kind + times:<22}{sum(counts):>14,}  {sum(counts) / total:6.1%}")
+    parts = {"parameters": target.params, "optimizer": target.opt_state}
+    parts |= {f"EMA {name}": average for name, average in target.ema.items()}
+    _row("state", ", ".join(f"{name} {quantity(states.num_bytes(tree), 'B')}" for name, tree in parts.items()))
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _compile_and_time(job: Job, rows: Any, folder: Path, num_steps: int) -> str | None:
+    """Says what a step costs; what to change where it does not fit into memory."""
+    limit = devices.memory_limit(job.mesh.local_devices[0])
+    arithmetic = _flops(job, rows)
+    batch_size = job.run.config.training.batch_size
+    each = quantity(arithmetic / batch_size, "FLOP")
+    _row("step", f"{quantity(arithmetic, 'FLOP')}, {each} an image: its matrix products and convolutions")
+    start = time.perf_counter()
+    try:
+        compiled = traced(job.run, job.mesh, job.target, rows, jax.random.key(job.run.config.seed)).lower().compile()
+        _row("", f"compiled in {duration(time.perf_counter() - start)}")
+        memory = costs.memory(compiled)
+        if memory is not None:
+            _say_memory(memory, limit)
+            if limit is not None and memory.peak > limit:
+                return _advice(job, _line(job, memory.peak, limit))
+        if num_steps:
+            _say_speed(_timed(job, compiled, num_steps), arithmetic, job, folder)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _advice(job, None)
+    return None
+
+
+def _flops(job: Job, rows: Any) -> int:
+    """The arithmetic of one step, by `costs.flops`, every convolution being direct.
+
+    In float32 wide ones are not on CPUs (`networks/winograd.py`); in bfloat16 they are everywhere, and as many.
+    """
+    run, config = job.run, job.run.config.copy_and_resolve_references()
+    if takes("network", config.network.name, "dtype"):
+        config.network.dtype = "bfloat16"
+        run = build.build(config, run.facts)
+    target = states.abstract(run.new_state, job.mesh)
+    return costs.flops(traced(run, job.mesh, target, rows, jax.random.key(0)).jaxpr)
+
+
+def _say_memory(memory: costs.Memory, limit: int | None) -> None:
+    arguments, results, temporary = (quantity(value, "B") for value in memory)
+    of = "" if limit is None else f" of {quantity(limit, 'B')}"
+    parts = f"state and batch {arguments}, results {results}, in between {temporary}"
+    _row("memory", f"{quantity(memory.peak, 'B')}{of} on each device: {parts}")
+
+
+class Speed(NamedTuple):
+    """Medians in seconds: of a step, and of reading a batch. row: mean metrics."""
+
+    step: float
+    read: float
+    timed: int
+    row: dict[str, float]
+
+
+def _timed(job: Job, compiled: Any, num_steps: int) -> Speed:
+    """The first steps of a new run, each waited for; the very first is not timed. NonFiniteLoss is theirs."""
+    key, metrics = jax.random.key(job.run.config.seed), []
+    state = states.create(job.run.new_state, keys.stream(key, "init"), job.mesh)
+    steps, reads = [], []
+    begin = time.perf_counter()
+    for i in range(num_steps + 1):
+        start = time.perf_counter()
+        rows = job.batches[i]
+        read = time.perf_counter()
+        state, found = compiled(state, devices.from_local_rows(rows, job.mesh), keys.stream(key, "train"))
+        jax.block_until_ready((state, found))
+        steps.append(time.perf_counter() - read)
+        reads.append(read - start)
+        metrics.append(found)
+        summarize(i, [found])
+        if i and devices.any_process(time.perf_counter() - begin > PATIENCE):
+            break
+    return Speed(statistics.median(steps[1:]), statistics.median(reads[1:]), len(steps) - 1, summarize(0, metrics))
+
+
+def _say_speed(speed: Speed, arithmetic: int, job: Job, folder: Path) -> None:
+    training = job.run.config.training
+    a_step = max(speed.step, speed.read)  # batches are read while the steps before are computed
+    left = max(training.num_steps - max(workdir.saved_steps(folder), default=0), 0)
+    per_second = f"{training.batch_size / a_step:,.0f} images/s, {quantity(arithmetic / a_step, 'FLOP/s')}"
+    _row("speed", f"{per_second}: {duration(speed.step)} a step, the median of {speed.timed}")
+    share = speed.read / speed.step
+    slow = ": reading is what takes the time" if share > 1 else ""
+    _row("", f"a batch is read in {duration(speed.read)} beside it, {share:.1%} of a step{slow}")
+    _row("", f"loss {speed.row['loss']:.4g} and gradient norm {speed.row['grad_norm']:.4g} in the first steps")
+    besides = "besides compilation, sample grids, evaluations and checkpoints"
+    _row("time", f"{duration(left * a_step)} for {left:,} steps, {besides}")
+
+
+def _line(job: Job, peak: int, limit: int) -> costs.Line:
+    held, params = states.num_bytes_each(job.target), states.num_bytes_each(job.target.params)
+    return costs.line(peak, held, params, job.run.config.training.batch_size, job.mesh.size, limit)
+
+
+def _advice(job: Job, line: costs.Line | None) -> str:
+    """What to change where a step takes too much memory, by estimate where there is one."""
+    config, batch_size = job.run.config, job.run.config.training.batch_size
+    smaller, about = batch_size // 2 // job.mesh.size * job.mesh.size, "half; then try again"
+    count: int | None = 2 * job.mesh.size
+    if line is not None:
+        smaller, about = line.largest_batch(), "should fit"
+        count = line.fewest_devices(batch_size)
+    lines = ["a training step takes more memory than a device has. In this order:"]
+    if 0 < smaller < batch_size:
+        lines.append(f"  --config.training.batch_size={smaller}   {about}; it changes what is learned")
+    if "microbatches" in config.training:
+        lines.append("  --config.training.microbatches=2   or more: the same batch in parts, one after the other")
+    if takes("network", config.network.name, "dtype") and config.network.dtype in (None, "float32"):
+        lines.append("  --config.network.dtype=bfloat16   activations take half the bytes")
+    if takes("network", config.network.name, "remat") and not config.network.remat:
+        lines.append("  --config.network.remat=True   activations are computed again instead of kept")
+    if count is not None:
+        lines.append(f"  {count} devices or more, which share the batch")
+    if line is not None and line.fixed >= line.limit:
+        lines.append(
+            f"  a smaller network: state, gradients and updates alone take {quantity(line.fixed, 'B')} on each device"
+        )
+    return "\n".join(lines)
+
+
+def _check_disk(job: Job, folder: Path) -> str | None:
+    """Says what the checkpoints take; what to change where the disk has no room for them."""
+    each = states.num_bytes(job.target)
+    needed, free = workdir.space(folder, each, job.kept)
+    count = needed // each
+    room = f"{quantity(needed, 'B')} of {quantity(free, 'B')} free"
+    _row("disk", f"{quantity(each, 'B')} a checkpoint, {count} at most still to come: {room}")
+    if needed <= free:
+        return None
+    lines = ["the checkpoints take more than the disk has left. In this order:"]
+    spare = free // each - count + job.run.config.training.keep_checkpoints
+    if spare >= 1:
+        lines.append(f"  --config.training.keep_checkpoints={spare}")
+    return "\n".join([*lines, f"  --workdir= on a disk with {quantity(needed, 'B')} free"])
