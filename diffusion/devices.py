@@ -4,8 +4,11 @@ The same code runs on one device, on eight and on a pod. Values are either repli
 first axis over the mesh's "data" axis; `jax.jit` sees the shardings and inserts the communication.
 """
 
+import hashlib
 import os
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +118,27 @@ def memory_limit(device: Any) -> int | None:
     container = Path("/sys/fs/cgroup/memory.max")  # "max" for no limit
     allowed = container.read_text().strip() if container.exists() else ""
     return min(total, int(allowed) if allowed.isdigit() else total) // jax.local_device_count()
+
+
+def remember_compilations() -> None:
+    """Keeps what is compiled in the user's cache folder, so that the same program is not compiled twice.
+
+    Each kind of processor has a folder of its own, since machine code for one may not run on another that shares the
+    home. JAX_COMPILATION_CACHE_DIR, if set, decides; JAX_ENABLE_COMPILATION_CACHE=False switches it off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    kind = hashlib.sha256(" ".join(_processor()).encode()).hexdigest()[:8]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "diffusion" / "compiled" / kind
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _processor() -> list[str]:
+    """What machine code depends on: the architecture, and on Linux all that the processor is able to do."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    able = [line for line in lines if line.startswith(("flags", "Features"))]
+    return [platform.machine(), platform.processor(), *able[:1]]
 
 
 def one_per_core() -> None:

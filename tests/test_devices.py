@@ -76,3 +76,23 @@ def test_the_memory_of_a_device_is_what_its_allocator_says_and_of_cpus_their_sha
     assert devices.memory_limit(Device(None)) is None
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < 8 * devices.memory_limit(jax.devices()[0]) <= total
+
+
+PROGRAM = """
+import sys, jax
+from diffusion import devices
+devices.remember_compilations()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x * 3)(1.0)
+"""
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_what_is_compiled_is_kept_in_the_users_cache_or_where_the_user_says(tmp_path, named):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COMPILATION_CACHE")}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "named")} if named else {}
+    subprocess.run([sys.executable, "-c", PROGRAM], env=environment, check=True)
+    [folder] = tmp_path.iterdir()
+    assert folder.name == ("named" if named else "home")
+    assert any(file.is_file() for file in folder.rglob("jit*"))

@@ -43,6 +43,7 @@ def dispatch(
 
     config: of --config. values: of the mode's own flags. overrides: the keys of the config that flags have set.
     """
+    devices.remember_compilations()
     if mode in OF_A_RUN:
         if not distributed:
             devices.one_per_core()
