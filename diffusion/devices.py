@@ -9,7 +9,6 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from pathlib import Path
 from typing import Any
 
 import jax
