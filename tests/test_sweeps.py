@@ -307,7 +307,7 @@ class TestSlurm:
     def test_jobs_run_fail_and_go_on_when_their_time_is_over(self, tmp_path):
         """The last command sends Slurm's signal to submitit's process and to itself, as Slurm would."""
         done, log = tmp_path / "done", tmp_path / "log"
-        first = "kill -USR2 $$; kill -USR2 $PPID; while :; do sleep 0.1; done"
+        first = "kill -USR2 $$; kill -USR2 $PPID; for i in $(seq 300); do sleep 0.1; done; exit 9"
         over = f"trap 'echo saved >> {log}; exit 3' TERM; test -e {log} || {{ {first}; }}; echo finished >> {log}"
         scripts = [shell(f"touch {done}"), shell("exit 4"), shell(over)]
         good, bad, again = slurm.submit(scripts, tmp_path / "logs", {}, name="x", cluster="local")

@@ -27,10 +27,10 @@ class Stoppable:
 
     def __call__(self) -> int:
         """Runs the command to its end, 0; RuntimeError for any other exit status."""
-        before = signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # which the command inherits
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})  # which the command inherits
         process = subprocess.Popen(self.command)
         self.pid = process.pid
-        signal.signal(signal.SIGUSR2, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)  # one that came meanwhile arrives now
         self._wait()
         if status := process.wait():
             raise RuntimeError(f"exit status {status} of {' '.join(self.command)}")

@@ -81,9 +81,8 @@ def draw(found, file):
         panel.set(title=words, xlabel="the network predicts", xlim=(-0.5, len(targets) - 0.5))
         panel.set_xticks(range(len(targets)), targets)
         panel.grid(axis="y", alpha=0.3)
-    panels[0].set_ylim(bottom=0)
-    panels[0].set_ylabel("Frechet distance")
-    panels[-1].legend()
+    panels[0].set(ylabel="Frechet distance", ylim=(0, 1.1 * max(max(each) for each in found.values())))
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center")
     figure.savefig(file, dpi=110)
 
 
