@@ -8,6 +8,7 @@
     python main.py --config=configs/ddpm_digits.py --workdir=refs/digits --mode=ref_stats --features=raw_pixels
     python main.py --workdir=runs/digits --mode=evaluate --reference=refs/digits --num_samples=1000
     python main.py --workdir=runs --mode=report
+    python main.py --sweep=experiments/schedules_objectives/sweep.py --index=0
 
 Every option of the config is a flag: --config.loss.norm=l1, ... The same command again continues a stopped run.
 """
@@ -20,14 +21,18 @@ from ml_collections import config_flags
 from diffusion import flags as mode_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, such as configs/ddpm_digits.py.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: everything is written there.", required=True)
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "dry_run", "ref_stats", *mode_flags.BLOCKS], "What to do.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: everything is written there.")
+flags.DEFINE_enum("mode", "train", ["train", "dry_run", "ref_stats", *mode_flags.BLOCKS], "What to do.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a pod or cluster into one job.")
 mode_flags.define()
 
 
 def main(argv: list[str]) -> int:
-    """The exit status: 0 done, 2 refused (wrong input, no room), 3 stopped early (run again), 4 the loss not finite."""
+    """The exit status.
+
+    0 done, 1 points of a sweep failed, 2 refused (wrong input, no room), 3 stopped early (run again), 4 the loss was
+    not finite.
+    """
     from diffusion import commands
     from diffusion.training.logs import NonFiniteLoss
 
@@ -37,17 +42,21 @@ def main(argv: list[str]) -> int:
         if len(argv) > 1:
             raise commands.Refused(f"unexpected words: {' '.join(argv[1:])}. Flags are written --name=value.")
         try:
-            values = mode_flags.given(_MODE.value)
+            mode = mode_flags.mode()
+            values = mode_flags.given(mode)
         except ValueError as error:
             raise commands.Refused(str(error)) from error
         if _DISTRIBUTED.value:
             commands.join_cluster()
         config = _CONFIG.value
         overrides = {} if config is None else config_flags.get_override_values(flags.FLAGS["config"])
-        done = commands.dispatch(_MODE.value, config, _WORKDIR.value, values, overrides, _DISTRIBUTED.value)
+        done = commands.dispatch(mode, config, _WORKDIR.value, values, overrides, _DISTRIBUTED.value)
         return 0 if done else 3
     except commands.Refused as error:
         return _refuse(str(error))
+    except commands.Failed as error:
+        _refuse(str(error))
+        return 1
     except NonFiniteLoss as error:
         _refuse(str(error))
         return 4

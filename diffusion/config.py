@@ -160,6 +160,14 @@ def switch(config: ConfigDict, overridden: Collection[str]) -> None:
                     config[block][key] = None
 
 
+def check_names(config: ConfigDict) -> None:
+    """ValueError, with the nearest name, for a block that names a component that there is not; nothing is built."""
+    for block, place in PLACES.items():
+        known = {name for module, returns in place.kinds for name in lookup.components(module, returns)}
+        if (name := config[block].name) not in known:
+            raise ValueError(f"{block}.name is {name!r}, which is not known. {lookup.suggest(name, known)}")
+
+
 def make(block: str, options: ConfigDict | Mapping[str, Any], returns: Any = None, **context: Any) -> Any:
     """The component of one block, built; see `lookup.make` for the errors. returns: which of the place's types."""
     place = PLACES[block]

@@ -28,7 +28,7 @@ _DRAWN = ("sampler", "grid", "guidance")
 BLOCKS = {"sample": _DRAWN, "edit": _DRAWN, "evaluate": _DRAWN, "likelihood": ("data",), "report": ()}
 """The modes for a trained run, and the config's blocks that each lets it change."""
 
-_EDIT, _BITS, _WORTH, _REFERENCE = ("edit",), ("likelihood",), ("evaluate",), ("ref_stats",)
+_EDIT, _BITS, _WORTH, _REFERENCE, _SWEEP = ("edit",), ("likelihood",), ("evaluate",), ("ref_stats",), ("sweep",)
 _DRAWING = ("sample", "evaluate")
 _BOTH = (*_DRAWING, *_EDIT)
 _ALL = (*_BOTH, *_BITS)
@@ -150,6 +150,24 @@ TABLE = (
         {"enum_values": ("uniform", "variational")},
     ),
     Flag("iterations", flags.DEFINE_integer, _EDIT, "invert: evaluations a step; more are more exact (1)."),
+    Flag("sweep", flags.DEFINE_string, _SWEEP, "the file of a sweep, instead of --config and --mode."),
+    Flag("index", flags.DEFINE_integer, _SWEEP, "the point to train, in WORKDIR/INDEX.", {"lower_bound": 0}),
+    Flag("list", flags.DEFINE_bool, _SWEEP, "print the points and how far each is."),
+    Flag(
+        "launch",
+        flags.DEFINE_enum,
+        _SWEEP,
+        "train every point that is not done: here, or as an array of jobs (pip install submitit).",
+        {"enum_values": ("local", "slurm")},
+    ),
+    Flag("jobs", flags.DEFINE_integer, _SWEEP, "points trained at a time (local: 1; slurm: 256).", _AT_LEAST_1),
+    Flag(
+        "slurm",
+        flags.DEFINE_multi_string,
+        _SWEEP,
+        "NAME=VALUE of submitit, such as partition=gpu, gpus_per_node=1, timeout_min=60 (240).",
+        several=_SWEEP,
+    ),
 )
 
 SETTINGS = {
@@ -165,8 +183,18 @@ SETTINGS = {
 def define() -> None:
     """Makes them flags of the program."""
     for flag in TABLE:
-        text = f"mode={' or '.join(flag.modes)}: {flag.help}"
+        text = f"{_words(flag.modes).removeprefix('--')}: {flag.help}"
         flag.define(flag.name, default=None, help=text, **flag.options)
+
+
+def mode() -> str:
+    """What is to be done: "sweep" where --sweep is given, else what --mode says; ValueError where they do not fit."""
+    if not flags.FLAGS["sweep"].present:
+        return str(flags.FLAGS["mode"].value)
+    for other in ("mode", "config"):
+        if flags.FLAGS[other].present:
+            raise ValueError(f"--{other} does not go with --sweep, which has configs of its own.")
+    return "sweep"
 
 
 def given(mode: str) -> dict[str, Any]:
@@ -180,7 +208,7 @@ def given(mode: str) -> dict[str, Any]:
 def _value(flag: Flag, mode: str) -> Any:
     if mode not in flag.modes:
         instead = "; a training's options are --config.BLOCK.KEY=VALUE" if mode == "train" else ""
-        raise ValueError(f"--{flag.name} is for --mode={' or '.join(flag.modes)}{instead}.")
+        raise ValueError(f"--{flag.name} is for {_words(flag.modes)}{instead}.")
     value: Any = flags.FLAGS[flag.name].value
     if not flag.several or mode in flag.several:
         return value
@@ -190,3 +218,7 @@ def _value(flag: Flag, mode: str) -> Any:
             "takes several."
         )
     return value[0]
+
+
+def _words(modes: tuple[str, ...]) -> str:
+    return "--sweep=FILE" if modes == _SWEEP else f"--mode={' or '.join(modes)}"

@@ -8,6 +8,7 @@
     likelihood/      what --mode=likelihood writes
     test.json        of a guide, at the end: how well it reads its test set
     report.html      what --mode=report writes, here or in a folder above
+    point.json       of a sweep's point: which one it is, and how it ended; log.txt, what it said
 
 The folder's name never changes, so the same command finds its own checkpoints again.
 """
@@ -122,13 +123,23 @@ def _existing(folder: Path) -> Path:
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
-def _check_same(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def differing(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """key -> (value there, value here) of what forbids this config to go on with the run in the folder; none may.
+
+    defaults: see `check`. FileNotFoundError where the folder holds no config.
+    """
     here, default = (dict(flat(json.loads(json.dumps(tree)))) for tree in (config, defaults))
     there = default | dict(flat(read(workdir, "config.json")))
     keys = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
-    changed = [key for key in keys if not key.startswith(MAY_CHANGE)]
+    return {
+        key: (there.get(key, "not set"), here.get(key, "not set")) for key in keys if not key.startswith(MAY_CHANGE)
+    }
+
+
+def _check_same(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    changed = differing(workdir, config, defaults)
     if changed:
-        lines = [f"  {key}: {there.get(key, 'not set')} there, {here.get(key, 'not set')} now" for key in changed]
+        lines = [f"  {key}: {there} there, {here} now" for key, (there, here) in changed.items()]
         raise ValueError(
             f"--workdir={workdir} holds a run of another config. These keys differ:\n" + "\n".join(lines) + "\n"
             "Choose another --workdir for the new run, or repeat the old settings to continue the old one."

@@ -12,9 +12,9 @@ RANKS = [
     {"parameterization", "levels", "guidance", "points", "sde", "ode", "conditions", "learned_schedules"},
     {"weights", "images", "denoiser", "objectives", "bound", "continuous_bound", "features"},
     {"losses", "sampling", "likelihood", "measuring"},
-    {"training", "references", "sweeps"},
+    {"training", "references"},
     {"config"},
-    {"build", "report"},
+    {"build", "report", "sweeps"},
     {"commands"},
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
@@ -27,6 +27,7 @@ ALLOWED = {  # outside package -> the rooms that may import it
     "orbax": {"training"},
     "diffrax": {"ode"},
     "jinja2": {"report"},
+    "submitit": {"sweeps"},
     "ml_collections": {"config", "build", "commands", "sweeps"},
     "tensorflow": set(),
     "torch": set(),

@@ -73,6 +73,9 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path):
         (["--config=configs/ddpm_digits.py", "--config.seed=3", "--mode=report"], "nothing can"),
         (["--config=configs/ddpm_digits.py", "--distributed"], "--distributed found no cluster"),
         ([], "training needs a config"),
+        (["--sweep=experiments/schedules_objectives/sweep.py", "--index=6"], "has the points 0 to 5"),
+        (["--sweep=experiments/schedules_objectives/sweep.py", "--mode=report"], "--mode does not go with --sweep"),
+        (["--index=0"], "--index is for --sweep=FILE"),
     ],
 )  # fmt: skip
 def test_wrong_flags_are_one_screen(tmp_path, flags, words):
@@ -83,6 +86,28 @@ def test_wrong_flags_are_one_screen(tmp_path, flags, words):
     assert "Traceback" not in error
     assert len(error.splitlines()) <= 24
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_is_launched_corrected_and_launched_again(tmp_path):
+    """Two trainings at once, one of which diverges; the corrected one alone is trained again."""
+    tiny = dict(flag.removeprefix("--config.").split("=") for flag in TINY_FLAGS[1:])
+    values = {key: int(value) if value.isdigit() else value for key, value in tiny.items()}
+    values |= {"network.attention_resolutions": (), "training.num_steps": 6, "training.sample_every": 0}
+
+    def launched(rate):
+        lines = [f"    add('configs/ddpm_digits.py', {values | {'optimizer.learning_rate': r}})" for r in (1e-3, rate)]
+        (tmp_path / "sweep.py").write_text("\n".join(["def sweep(add):", *lines]))
+        run = program(f"--sweep={tmp_path / 'sweep.py'}", f"--workdir={tmp_path}", "--launch=local", "--jobs=2")
+        out, error = run.communicate(timeout=400)
+        return run.returncode, out, error
+
+    status, out, error = launched(1e30)
+    assert (status, "000 done" in out, "001 failed with exit status 4" in out) == (1, True, True), error
+    assert "gradient norm" in error
+    status, out, error = launched(1e-4)
+    assert (status, "1 of 2 points to train, 1 done" in out, "001 done" in out) == (0, True, True), error
+    assert [rows(tmp_path / name)[-1]["step"] for name in ("000", "001")] == [6, 6]
 
 
 @pytest.mark.slow

@@ -12,6 +12,10 @@ class Refused(Exception):
     """The user's input cannot be run; the message says what to write instead."""
 
 
+class Failed(Exception):
+    """Some of many runs have failed; the message says which, and why."""
+
+
 def join_cluster() -> None:
     """Makes this process one of a job's; Refused where there is no cluster to join."""
     try:

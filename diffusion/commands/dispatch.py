@@ -17,6 +17,7 @@ from diffusion.commands.likelihood import likelihood
 from diffusion.commands.ref_stats import ref_stats
 from diffusion.commands.report import report
 from diffusion.commands.sample import sample
+from diffusion.commands.sweep import sweep
 from diffusion.commands.train import train
 from diffusion.config import switch
 
@@ -29,21 +30,30 @@ OF_A_RUN: dict[str, Callable[..., Any]] = {
 }
 """The modes for trained runs, whose configs are read from their folders."""
 PLURAL = {"label": "labels", "prompt": "prompts", "image": "images", "metric": "metrics"}
+OF_A_SWEEP = {"sweep": "file", "list": "listed", "slurm": "slurm_options"}
+"""Flags that the command calls otherwise."""
 
 
 def dispatch(
     mode: str,
     config: ConfigDict | None,
-    folder: str | Path,
+    folder: str | Path | None,
     values: Mapping[str, Any],
     overrides: Mapping[str, Any],
     distributed: bool,
 ) -> bool:
     """Does what the mode says; whether it came to its end. Refused: for flags that do not fit it.
 
-    config: of --config. values: of the mode's own flags. overrides: the keys of the config that flags have set.
+    config: of --config. folder: of --workdir, which only a sweep may leave out. values: of the mode's own flags.
+    overrides: the keys of the config that flags have set.
     """
     devices.remember_compilations()
+    if mode == "sweep":
+        if distributed and "index" not in values:
+            raise Refused("--distributed joins processes into one run, so with --sweep it needs --index=K.")
+        return sweep(folder=folder, **{OF_A_SWEEP.get(name, name): value for name, value in values.items()})
+    if folder is None:
+        raise Refused("a run needs its folder: --workdir=runs/digits.")
     if mode in OF_A_RUN:
         if not distributed:
             devices.one_per_core()
