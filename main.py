@@ -26,8 +26,8 @@ mode_flags.define()
 
 
 def main(argv: list[str]) -> int:
-    """The exit status: 0 done, 2 refused (wrong input), 3 stopped early (run again), 4 the loss was not finite."""
-    from diffusion import commands
+    """The exit status: 0 done, 2 refused (wrong input), 3 stopped early (run again), 4 loss not finite, 5 disk full."""
+    from diffusion import commands, workdir
     from diffusion.training.logs import NonFiniteLoss
 
     if not flags.FLAGS["verbosity"].present:
@@ -50,6 +50,9 @@ def main(argv: list[str]) -> int:
     except NonFiniteLoss as error:
         _refuse(str(error))
         return 4
+    except workdir.DiskFull as error:
+        _refuse(str(error))
+        return 5
 
 
 def _refuse(message: str) -> int:

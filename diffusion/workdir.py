@@ -1,7 +1,7 @@
 """A run's folder: what lies where, and whether a config may go on with what is there.
 
     config.json      the whole config, as it was run          data.json     facts of the data set
-    checkpoints/     one folder per saved step                metrics.jsonl, tensorboard/
+    checkpoints/     one folder per saved step, and damaged_<step>, moved aside    metrics.jsonl, tensorboard/
     samples/         grids drawn during training, and what --mode=sample writes
     edits/           what --mode=edit writes                  loss.png     the loss curve, at the end
     evaluations/     what --mode=evaluate draws and measures  evaluations.jsonl  its table
@@ -12,6 +12,7 @@
 The folder's name never changes, so the same command finds its own checkpoints again.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -26,6 +27,10 @@ MAY_CHANGE = (
     "evaluation.",
 )
 """Keys that a continued run may set anew: none of them changes an update that was made."""
+
+
+class DiskFull(OSError):
+    """The disk has no room for what a run writes; the message says which disk, and what is whole."""
 
 
 def read(workdir: Path, name: str) -> Any:
@@ -87,12 +92,37 @@ def check_writable(folder: Path) -> None:
 def check_space(workdir: Path, checkpoint_bytes: int, keep: int) -> None:
     """OSError if the disk has no room for the checkpoints that are still to come: `keep` and one being written."""
     needed = checkpoint_bytes * max(keep + 1 - len(saved_steps(workdir)), 1)
-    free = shutil.disk_usage(workdir).free
+    free = shutil.disk_usage(workdir).free + _size_of_left_over(workdir)
     if free < needed:
         raise OSError(
             f"the disk of --workdir={workdir} has {free / 1e9:.3f} GB left, but the checkpoints of this run need "
             f"{needed / 1e9:.3f} GB. Free some space, choose another folder or lower training.keep_checkpoints."
         )
+
+
+def _size_of_left_over(workdir: Path) -> int:
+    """Bytes of checkpoints that a kill has left half-written or half-deleted, which the next training removes."""
+    places = [*(workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"), workdir / "checkpoints" / "deleted"]
+    return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that a disk or a quota is full."""
+    while error is not None:
+        numbered = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if numbered or any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def full(folder: Path, what: str) -> str:
+    """The words for a full disk: which one, and what it has no room for."""
+    mount = next(place for place in (folder, *folder.absolute().parents) if os.path.ismount(place))
+    return (
+        f"the disk at {mount} is full ({shutil.disk_usage(folder).free / 1e9:.3f} GB left): {what}. "
+        "Free some space there; the same command goes on."
+    )
 
 
 def check_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
@@ -110,7 +140,12 @@ def check_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
 
 def saved_steps(workdir: Path) -> list[int]:
     """The steps of the run's complete checkpoints, in order."""
-    return sorted(int(entry.name) for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit())
+    return steps_in(workdir / "checkpoints")
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints that lie in a folder, in order."""
+    return sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
 
 
 def _check_same(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     """Trains, or continues, the run of this config in its folder; whether it came to its end.
 
     Refused: before anything is spent, with what is wrong. NonFiniteLoss: names the last good checkpoint.
+    workdir.DiskFull: names the disk; the same command goes on when there is room.
     """
     folder = Path(folder).expanduser()
     mesh = devices.data_mesh()
@@ -40,7 +41,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}")
     training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
     key = jax.random.key(config.seed)
-    with Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints, about=about) as checkpoints:
+    with _open(folder, training.keep_checkpoints, about) as checkpoints:
         state = _start(run, checkpoints, target, key, mesh)
         first_step = int(state.step)
         if first_step >= training.num_steps:
@@ -56,9 +57,11 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
             batch_size=training.batch_size,
             first_step=first_step,
             num_steps=training.num_steps,
+            pending=checkpoints.pending(first_step),
         )
         hooks: list[Hook] = [
             recorder,
+            painter(lambda s, i: shown.show(s, i, logs), every=training.sample_every, recorder=recorder),
             saver(
                 checkpoints,
                 every=training.checkpoint_every,
@@ -66,13 +69,16 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
                 score=None if watched is None else lambda s, i: watched.score(s, i, logs),
                 score_every=config.evaluation.every,
             ),
-            painter(lambda s, i: shown.show(s, i, logs), every=training.sample_every, recorder=recorder),
         ]
         train_key = keys.stream(key, "train")
         try:
             state = fit(step, state, dataset, key=train_key, num_steps=training.num_steps, mesh=mesh, hooks=hooks)
         except NonFiniteLoss as error:
             raise NonFiniteLoss(f"{error} Training stopped; {_last_good(checkpoints, folder)}") from None
+        except OSError as error:
+            if isinstance(error, workdir.DiskFull) or not workdir.is_full(error):
+                raise
+            raise workdir.DiskFull(workdir.full(folder, f"{error}; {_kept(checkpoints, folder)}")) from error
         finally:
             logs.close()
         checkpoints.wait()
@@ -102,6 +108,14 @@ def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run | b
     return run, dataset, target
 
 
+def _open(folder: Path, keep: int, about: dict[str, Any]) -> Checkpoints:
+    """The run's checkpoints; Refused where all of them are damaged."""
+    try:
+        return Checkpoints(folder / "checkpoints", keep=keep, about=about)
+    except (ValueError, OSError) as error:
+        raise Refused(str(error)) from error
+
+
 def _start(
     run: build.Run | build.Guide, checkpoints: Checkpoints, target: TrainState, key: jax.Array, mesh: Any
 ) -> TrainState:
@@ -126,10 +140,13 @@ def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch
 
 
 def _last_good(checkpoints: Checkpoints, folder: Path) -> str:
+    return (
+        f"{_kept(checkpoints, folder)}. The same command would meet the same numbers again: train with a lower "
+        "optimizer.learning_rate or a positive optimizer.clip_norm in another --workdir."
+    )
+
+
+def _kept(checkpoints: Checkpoints, folder: Path) -> str:
     checkpoints.wait()
     step = checkpoints.latest_step()
-    kept = "there was no checkpoint yet" if step is None else f"the last good checkpoint, step {step}, is in {folder}"
-    return (
-        f"{kept}. The same command would meet the same numbers again: train with a lower optimizer.learning_rate or a "
-        "positive optimizer.clip_norm in another --workdir."
-    )
+    return "there was no checkpoint yet" if step is None else f"the last good checkpoint, step {step}, is in {folder}"
