@@ -1,7 +1,8 @@
 """A run's folder: what lies where, and whether a config may go on with what is there.
 
     config.json      the whole config, as it was run          data.json     facts of the data set
-    checkpoints/     one folder per saved step, and damaged_<step>, moved aside    metrics.jsonl, tensorboard/
+    checkpoints/     one folder per saved step                metrics.jsonl, tensorboard/
+                     (damaged_<step>: one that was damaged, moved aside)
     samples/         grids drawn during training, and what --mode=sample writes
     edits/           what --mode=edit writes                  loss.png     the loss curve, at the end
     evaluations/     what --mode=evaluate draws and measures  evaluations.jsonl  its table

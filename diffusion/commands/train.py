@@ -1,6 +1,8 @@
 """Training, from a config to a finished run."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,16 +73,8 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
             ),
         ]
         train_key = keys.stream(key, "train")
-        try:
+        with _explained(checkpoints, folder), contextlib.closing(logs):
             state = fit(step, state, dataset, key=train_key, num_steps=training.num_steps, mesh=mesh, hooks=hooks)
-        except NonFiniteLoss as error:
-            raise NonFiniteLoss(f"{error} Training stopped; {_last_good(checkpoints, folder)}") from None
-        except OSError as error:
-            if isinstance(error, workdir.DiskFull) or not workdir.is_full(error):
-                raise
-            raise workdir.DiskFull(workdir.full(folder, f"{error}; {_kept(checkpoints, folder)}")) from error
-        finally:
-            logs.close()
         checkpoints.wait()
     if int(state.step) < training.num_steps:
         say(f"stopped at step {int(state.step)} and saved it in {folder}; the same command continues.")
@@ -139,11 +133,20 @@ def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch
     return compiled
 
 
-def _last_good(checkpoints: Checkpoints, folder: Path) -> str:
-    return (
-        f"{_kept(checkpoints, folder)}. The same command would meet the same numbers again: train with a lower "
-        "optimizer.learning_rate or a positive optimizer.clip_norm in another --workdir."
-    )
+@contextlib.contextmanager
+def _explained(checkpoints: Checkpoints, folder: Path) -> Iterator[None]:
+    """Says of a loss that is not finite, and of a full disk, what is left and what helps."""
+    try:
+        yield
+    except NonFiniteLoss as error:
+        raise NonFiniteLoss(
+            f"{error} Training stopped; {_kept(checkpoints, folder)}. The same command would meet the same numbers "
+            "again: train with a lower optimizer.learning_rate or a positive optimizer.clip_norm in another --workdir."
+        ) from None
+    except OSError as error:
+        if isinstance(error, workdir.DiskFull) or not workdir.is_full(error):
+            raise
+        raise workdir.DiskFull(workdir.full(folder, f"{error}; {_kept(checkpoints, folder)}")) from error
 
 
 def _kept(checkpoints: Checkpoints, folder: Path) -> str:

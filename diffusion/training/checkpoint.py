@@ -47,15 +47,16 @@ class Checkpoints:
         self.about = dict(about or {}) | {"digests": digests.NAME}
         self._saving, self._bytes = 0, 0
         _set_damaged_aside(self.folder)
-        managers = ocp.checkpoint_managers
-        best = managers.BestN(get_metric_fn=_score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        # folders are made before a save returns: where that fails in a thread, other threads wait for it for 20 minutes
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), best]),
+            preservation_policy=preservation(keep),
             best_fn=_score,
             best_mode="min",
             cleanup_tmp_directories=True,
             todelete_subdir=DELETED,
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._seal, create_directories_asynchronously=False
+            ),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -151,6 +152,13 @@ class Checkpoints:
             last = f"the last one, step {kept[-1]}, is whole" if kept else "there was none before"
             what = f"the checkpoint of step {self._saving} needs {self._bytes / 1e9:.3f} GB; {last}"
             raise workdir.DiskFull(workdir.full(self.folder, what)) from error
+
+
+def preservation(keep: int) -> Any:
+    """Orbax's policy that keeps the newest `keep`, and the newest of those with the lowest score."""
+    managers = ocp.checkpoint_managers
+    best = managers.BestN(get_metric_fn=_score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    return managers.AnyPreservationPolicy([managers.LatestN(keep), best])
 
 
 def best_step(folder: Path) -> int | None:
