@@ -32,7 +32,7 @@ def get_config():
         ema={{"decays": (0.9, 0.99)}},
         training={{
             "num_steps": {NUM_STEPS}, "batch_size": 16, "log_every": 10, "checkpoint_every": 16,
-            "keep_checkpoints": 2, "sample_every": 0,
+            "keep_checkpoints": 2, "sample_every": 16,
         }},
         logging={{"num_samples": 2, "sample_steps": 2, "tensorboard": False}},
     )
@@ -95,6 +95,10 @@ def program(folder, what="nothing", when=0, delay=0.0, number=signal.SIGKILL, **
 
 
 def check_same(folder, whole):
+    """Rows of the log, every leaf of the state, and every picture."""
+    pictures = {file.name: file.read_bytes() for file in (whole / "samples").iterdir()}
+    assert len(pictures) == 2 * (NUM_STEPS // 16)
+    assert {file.name: file.read_bytes() for file in (folder / "samples").iterdir()} == pictures
     assert rows(folder) == rows(whole)
     expected, found = leaves(whole, NUM_STEPS), leaves(folder, NUM_STEPS)
     assert found.keys() == expected.keys()

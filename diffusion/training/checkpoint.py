@@ -115,7 +115,7 @@ class Checkpoints:
                 return TrainState(**state)
             if (self.folder / str(step) / digests.NAME).exists() or step == min(self._manager.all_steps()):
                 raise failure or OSError(f"another process cannot read step {step} in {self.folder}.")
-            damaged[step] = f"it cannot be read ({failure})"
+            damaged[step] = f"it cannot be read ({str(failure)[:200]})"
         raise FileNotFoundError(f"no checkpoint in {self.folder}.")
 
     def _try(self, step: int, item: Mapping[str, Any]) -> tuple[Any, Exception | None]:
