@@ -4,15 +4,17 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from diffusion import workdir
+from diffusion import build, workdir
 from diffusion.training import digests
 from tests.test_commands import leaves, rows
 
@@ -92,6 +94,27 @@ def program(folder, what="nothing", when=0, delay=0.0, number=signal.SIGKILL, **
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     env = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)} | more
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+
+
+def pair(folder, *flags):
+    """Two processes of one job over the loopback, to their end; what each printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    (folder.parent / "config.py").write_text(textwrap.dedent(CONFIG))
+    words = [f"--config={folder.parent / 'config.py'}", f"--workdir={folder}", "--distributed", *flags]
+    runs = []
+    for i in range(2):
+        cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
+        options = {
+            "env": os.environ | {"XLA_FLAGS": ""} | cluster,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+        }
+        runs.append(subprocess.Popen([sys.executable, "main.py", *words], cwd=ROOT, text=True, **options))
+    outputs = [run.communicate(timeout=200) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], outputs
+    return outputs
 
 
 def check_same(folder, whole):
@@ -182,3 +205,21 @@ def test_a_run_whose_disk_was_full_ends_in_the_same_bits(whole, tmp_path):
         check_same(disk / "run", whole)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_two_processes_step_over_a_damaged_checkpoint_together(tmp_path):
+    folder = tmp_path / "two"
+    short = ["--config.training.sample_every=0", "--config.training.checkpoint_every=8"]
+    pair(folder, *short, "--config.training.num_steps=16")
+    digests.check(folder / "checkpoints/16")
+    expected, logged = build.load(folder, 16).params, rows(folder)
+    (folder / "checkpoints/16/pending/metadata").write_text("{}")
+    (first, warned), (second, quiet) = pair(folder, *short, "--config.training.num_steps=16")
+    assert "restored step 8" in first
+    assert "step 16: pending/metadata has changed" in warned
+    assert "restored" not in second
+    assert "pending/metadata" not in quiet
+    assert {entry.name for entry in (folder / "checkpoints").iterdir()} == {"8", "16", "damaged_16"}
+    jax.tree.map(np.testing.assert_array_equal, build.load(folder, 16).params, expected)
+    assert rows(folder) == logged
