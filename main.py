@@ -31,9 +31,9 @@ def main(argv: list[str]) -> int:
     """The exit status.
 
     0 done, 1 points of a sweep failed, 2 refused (wrong input, no room), 3 stopped early (run again), 4 the loss was
-    not finite.
+    not finite, 5 the disk is full.
     """
-    from diffusion import commands
+    from diffusion import commands, workdir
     from diffusion.training.logs import NonFiniteLoss
 
     if not flags.FLAGS["verbosity"].present:
@@ -60,6 +60,9 @@ def main(argv: list[str]) -> int:
     except NonFiniteLoss as error:
         _refuse(str(error))
         return 4
+    except workdir.DiskFull as error:
+        _refuse(str(error))
+        return 5
 
 
 def _refuse(message: str) -> int:

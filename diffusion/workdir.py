@@ -2,6 +2,7 @@
 
     config.json      the whole config, as it was run          data.json     facts of the data set
     checkpoints/     one folder per saved step                metrics.jsonl, tensorboard/
+                     (damaged_<step>: one that was damaged, moved aside)
     samples/         grids drawn during training, and what --mode=sample writes
     edits/           what --mode=edit writes                  loss.png     the loss curve, at the end
     evaluations/     what --mode=evaluate draws and measures  evaluations.jsonl  its table
@@ -13,6 +14,7 @@
 The folder's name never changes, so the same command finds its own checkpoints again.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -27,6 +29,10 @@ MAY_CHANGE = (
     *("evaluation.", "network.remat"),
 )
 """Keys that a continued run may set anew: none of them changes an update that was made."""
+
+
+class DiskFull(OSError):
+    """The disk has no room for what a run writes; the message says which disk, and what is whole."""
 
 
 def read(workdir: Path, name: str) -> Any:
@@ -97,7 +103,32 @@ def check_space(workdir: Path, checkpoint_bytes: int, keep: int) -> None:
 def space(workdir: Path, checkpoint_bytes: int, keep: int) -> tuple[int, int]:
     """(bytes of the checkpoints that are still to come, `keep` and one being written; bytes that the disk has left)."""
     needed = checkpoint_bytes * max(keep + 1 - len(saved_steps(workdir)), 1)
-    return needed, shutil.disk_usage(_existing(workdir)).free
+    return needed, shutil.disk_usage(_existing(workdir)).free + _size_of_left_over(workdir)
+
+
+def _size_of_left_over(workdir: Path) -> int:
+    """Bytes of checkpoints that a kill has left half-written or half-deleted, which the next training removes."""
+    places = [*(workdir / "checkpoints").glob("*.orbax-checkpoint-tmp"), workdir / "checkpoints" / "deleted"]
+    return sum(file.stat().st_size for place in places for file in place.rglob("*") if file.is_file())
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, says that a disk or a quota is full."""
+    while error is not None:
+        numbered = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if numbered or any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def full(folder: Path, what: str) -> str:
+    """The words for a full disk: which one, and what it has no room for."""
+    mount = next(place for place in (folder, *folder.absolute().parents) if os.path.ismount(place))
+    return (
+        f"the disk at {mount} is full ({shutil.disk_usage(folder).free / 1e9:.3f} GB left): {what}. "
+        "Free some space there; the same command goes on."
+    )
 
 
 def check_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
@@ -115,7 +146,12 @@ def check_facts(workdir: Path, facts: Mapping[str, Any]) -> None:
 
 def saved_steps(workdir: Path) -> list[int]:
     """The steps of the run's complete checkpoints, in order."""
-    return sorted(int(entry.name) for entry in (workdir / "checkpoints").glob("*") if entry.name.isdigit())
+    return steps_in(workdir / "checkpoints")
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the complete checkpoints that lie in a folder, in order."""
+    return sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
 
 
 def _existing(folder: Path) -> Path:

@@ -250,8 +250,8 @@ def load(
     guidance={"scale": 3.0}; where the name is another one than the run's, the rest of the run's block does not apply,
     but for the threshold. guidance={"guide": "runs/classifier_digits", "guide_scale": 2.0} loads that guide too.
 
-    FileNotFoundError if there is no run or no such checkpoint; ValueError for settings that do not exist, and for the
-    folder of a guide.
+    FileNotFoundError if there is no run or no such checkpoint; ValueError for settings that do not exist, for the
+    folder of a guide, and for a damaged step. Where the newest is damaged, the one before is taken, with a warning.
     """
     if _loss(folder) not in DENOISING:
         raise ValueError(

@@ -1,6 +1,8 @@
 """Training, from a config to a finished run."""
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,16 +30,17 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     """Trains, or continues, the run of this config in its folder; whether it came to its end.
 
     Refused: before anything is spent, with what is wrong. NonFiniteLoss: names the last good checkpoint.
+    workdir.DiskFull: names the disk; the same command goes on when there is room.
     """
     folder = Path(folder).expanduser()
     job = planned(config, folder)
-    _open(folder, job)
+    _make_folder(folder, job)
     run, mesh, dataset, target, shown, watched = job
     num_params = sum(leaf.size for leaf in jax.tree.leaves(target.params))
     say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}")
     training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
     key = jax.random.key(config.seed)
-    with Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints, about=about) as checkpoints:
+    with _open(folder, training.keep_checkpoints, about) as checkpoints:
         state = _start(run, checkpoints, target, key, mesh)
         first_step = int(state.step)
         if first_step >= training.num_steps:
@@ -53,9 +56,11 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
             batch_size=training.batch_size,
             first_step=first_step,
             num_steps=training.num_steps,
+            pending=checkpoints.pending(first_step),
         )
         hooks: list[Hook] = [
             recorder,
+            painter(lambda s, i: shown.show(s, i, logs), every=training.sample_every, recorder=recorder),
             saver(
                 checkpoints,
                 every=training.checkpoint_every,
@@ -63,15 +68,10 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
                 score=None if watched is None else lambda s, i: watched.score(s, i, logs),
                 score_every=config.evaluation.every,
             ),
-            painter(lambda s, i: shown.show(s, i, logs), every=training.sample_every, recorder=recorder),
         ]
         train_key = keys.stream(key, "train")
-        try:
+        with _explained(checkpoints, folder), contextlib.closing(logs):
             state = fit(step, state, dataset, key=train_key, num_steps=training.num_steps, mesh=mesh, hooks=hooks)
-        except NonFiniteLoss as error:
-            raise NonFiniteLoss(f"{error} Training stopped; {_last_good(checkpoints, folder)}") from None
-        finally:
-            logs.close()
         checkpoints.wait()
     if int(state.step) < training.num_steps:
         say(f"stopped at step {int(state.step)} and saved it in {folder}; the same command continues.")
@@ -130,7 +130,7 @@ def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch: A
     return compile_step(step, mesh, target).trace(target, batch, keys.stream(key, "train"))
 
 
-def _open(folder: Path, job: Job) -> None:
+def _make_folder(folder: Path, job: Job) -> None:
     """Makes the run's folder, if the disk has room for it; Refused if not."""
     try:
         workdir.check_space(folder, states.num_bytes(job.target), job.kept)
@@ -140,6 +140,14 @@ def _open(folder: Path, job: Job) -> None:
             workdir.write(folder, "data.json", job.run.facts._asdict())
             (folder / "samples").mkdir(exist_ok=True)
     except OSError as error:
+        raise Refused(str(error)) from error
+
+
+def _open(folder: Path, keep: int, about: dict[str, Any]) -> Checkpoints:
+    """The run's checkpoints; Refused where all of them are damaged."""
+    try:
+        return Checkpoints(folder / "checkpoints", keep=keep, about=about)
+    except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
 
 
@@ -164,11 +172,23 @@ def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch
     return compiled
 
 
-def _last_good(checkpoints: Checkpoints, folder: Path) -> str:
+@contextlib.contextmanager
+def _explained(checkpoints: Checkpoints, folder: Path) -> Iterator[None]:
+    """Says of a loss that is not finite, and of a full disk, what is left and what helps."""
+    try:
+        yield
+    except NonFiniteLoss as error:
+        raise NonFiniteLoss(
+            f"{error} Training stopped; {_kept(checkpoints, folder)}. The same command would meet the same numbers "
+            "again: train with a lower optimizer.learning_rate or a positive optimizer.clip_norm in another --workdir."
+        ) from None
+    except OSError as error:
+        if isinstance(error, workdir.DiskFull) or not workdir.is_full(error):
+            raise
+        raise workdir.DiskFull(workdir.full(folder, f"{error}; {_kept(checkpoints, folder)}")) from error
+
+
+def _kept(checkpoints: Checkpoints, folder: Path) -> str:
     checkpoints.wait()
     step = checkpoints.latest_step()
-    kept = "there was no checkpoint yet" if step is None else f"the last good checkpoint, step {step}, is in {folder}"
-    return (
-        f"{kept}. The same command would meet the same numbers again: train with a lower optimizer.learning_rate or a "
-        "positive optimizer.clip_norm in another --workdir."
-    )
+    return "there was no checkpoint yet" if step is None else f"the last good checkpoint, step {step}, is in {folder}"

@@ -1,19 +1,34 @@
-"""Checkpoints in <workdir>/checkpoints/<step>/, through Orbax."""
+"""Checkpoints in <workdir>/checkpoints/<step>/, through Orbax, with digests of their files (`digests.py`).
 
+What lies there besides: damaged_<step>, moved aside and never read; <step>.orbax-checkpoint-tmp, one that is being
+written; deleted/, old ones on their way out. A checkpoint is whole or has no name: it gets its name when complete,
+digests included, and loses it before its first file is removed.
+"""
+
+import contextlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+import os
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
+from diffusion import devices, workdir
+from diffusion.training import digests
 from diffusion.training.state import TrainState
 from diffusion.types import Params
+
+DELETED = "deleted"
 
 
 class Checkpoints:
@@ -21,19 +36,27 @@ class Checkpoints:
 
     folder: where the steps lie. keep: how many of the newest ones are kept, and beside them the one with the lowest
     score. about: what is stored beside each state (config, versions, commit), as JSON.
+
+    Damaged checkpoints are moved aside with a warning, so that training goes on from the one before. ValueError where
+    all are damaged: then nothing is moved.
     """
 
     def __init__(self, folder: Path, *, keep: int = 3, about: Mapping[str, Any] | None = None) -> None:
         _quieten_orbax()
         self.folder = Path(folder).resolve()
-        self.about = dict(about or {})
-        managers = ocp.checkpoint_managers
-        best = managers.BestN(get_metric_fn=_score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        self.about = dict(about or {}) | {"digests": digests.NAME}
+        self._saving, self._bytes = 0, 0
+        _set_damaged_aside(self.folder)
+        # folders are made before a save returns: where that fails in a thread, other threads wait for it for 20 minutes
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keep), best]),
+            preservation_policy=preservation(keep),
             best_fn=_score,
             best_mode="min",
             cleanup_tmp_directories=True,
+            todelete_subdir=DELETED,
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._seal, create_directories_asynchronously=False
+            ),
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -41,40 +64,115 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exception: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._manager.close()
+        with self._room():
+            self._manager.close()
+        self._remove_deleted()
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step; None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, score: float = math.inf) -> None:
+    def save(self, state: TrainState, score: float = math.inf, pending: Iterable[Mapping[str, Any]] = ()) -> None:
         """Starts to write the state under its own step, unless that step is there already.
 
-        score: how good it is, the lower the better; infinity where it was not measured.
+        score: how good it is, the lower the better; one that is not finite counts as not measured. pending: the
+        metrics of the last updates, which the log has no row of yet. workdir.DiskFull if the disk has no room for
+        this state, or had none for the one before, whose writing ends here.
         """
+        self.wait()
         step = int(state.step)
         if step != self.latest_step():
-            items = {"state": ocp.args.StandardSave(state), "about": ocp.args.JsonSave(self.about)}
-            self._manager.save(step, args=ocp.args.Composite(**items), metrics={"score": score})
+            self._saving, self._bytes = step, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            items = {
+                "state": ocp.args.StandardSave(state),
+                "about": ocp.args.JsonSave(self.about),
+                "pending": ocp.args.JsonSave({"updates": [_to_json(metrics) for metrics in pending]}),
+            }
+            metrics = {"score": score if math.isfinite(score) else math.inf}
+            with self._room():
+                self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def wait(self) -> None:
-        """Returns when the last save is complete on disk."""
-        self._manager.wait_until_finished()
+        """Returns when the last save is complete on disk; the errors are as in `save`."""
+        with self._room():
+            self._manager.wait_until_finished()
+        self._remove_deleted()
 
     def restore(self, target: TrainState) -> TrainState:
         """The newest state, laid out on the devices as `target` says (shapes with shardings).
 
         The number of devices may differ from the one that saved. Fields that are None in the target are not looked
-        for, so that a state from before they existed is restored too.
+        for, so that a state from before they existed is restored too. One without digests that cannot be read is moved
+        aside where one before it can be.
         """
         item = {name: value for name, value in target._asdict().items() if value is not None}
-        return TrainState(**_read(self.folder / str(self.latest_step()), item))
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            state, failure = self._try(step, item)
+            if not devices.any_process(failure is not None):
+                _move_aside(self.folder, damaged)
+                self._manager.reload()
+                return TrainState(**state)
+            if (self.folder / str(step) / digests.NAME).exists() or step == min(self._manager.all_steps()):
+                raise failure or OSError(f"another process cannot read step {step} in {self.folder}.")
+            damaged[step] = f"it cannot be read ({str(failure)[:200]})"
+        raise FileNotFoundError(f"no checkpoint in {self.folder}.")
+
+    def _try(self, step: int, item: Mapping[str, Any]) -> tuple[Any, Exception | None]:
+        """(what is read of a state, None), or (None, what went wrong)."""
+        try:
+            return _read(self.folder / str(step), item), None
+        except (OSError, ValueError, KeyError) as error:
+            return None, error
+
+    def pending(self, step: int) -> list[dict[str, np.ndarray]]:
+        """What was saved as `pending` beside a state; nothing where the checkpoint is from before it was kept."""
+        file = self.folder / str(step) / "pending" / "metadata"
+        return [_from_json(metrics) for metrics in json.loads(file.read_text())["updates"]] if file.exists() else []
+
+    def _seal(self) -> None:
+        """Writes the digests; Orbax calls it on the first process when all is written, before it gives the name."""
+        digests.write(next(self.folder.glob(f"{self._saving}.*")))
+
+    def _remove_deleted(self) -> None:
+        if jax.process_index() == 0:
+            shutil.rmtree(self.folder / DELETED, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _room(self) -> Iterator[None]:
+        """Says what is wrong where a write finds the disk full, and removes what was written of the checkpoint."""
+        try:
+            yield
+        except Exception as error:
+            if not workdir.is_full(error):
+                raise
+            for part in self.folder.glob(f"{self._saving}.*"):
+                shutil.rmtree(part, ignore_errors=True)
+            kept = workdir.steps_in(self.folder)
+            last = f"the last one, step {kept[-1]}, is whole" if kept else "there was none before"
+            what = f"the checkpoint of step {self._saving} needs {self._bytes / 1e9:.3f} GB; {last}"
+            raise workdir.DiskFull(workdir.full(self.folder, what)) from error
+
+
+def preservation(keep: int) -> Any:
+    """Orbax's policy that keeps the newest `keep`, and the newest of those with the lowest score."""
+    managers = ocp.checkpoint_managers
+    best = managers.BestN(get_metric_fn=_score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    return managers.AnyPreservationPolicy([managers.LatestN(keep), best])
 
 
 def best_step(folder: Path) -> int | None:
-    """The step of the checkpoint with the lowest score; None where none was measured."""
-    files = {int(file.parts[-3]): file for file in Path(folder).glob("[0-9]*/metrics/metrics")}
-    scores = {step: _score(json.loads(file.read_text())) for step, file in files.items()}
+    """The step of the checkpoint with the lowest score; None where none was measured.
+
+    ValueError where a score is damaged, since the best is not known then.
+    """
+    scores = {}
+    for step in workdir.steps_in(folder):
+        place = Path(folder) / str(step)
+        if wrong := _damage(place, within="metrics/"):
+            raise ValueError(f"the score of {place} is damaged ({wrong}), so the best is not known: name a step.")
+        if (place / "metrics" / "metrics").exists():
+            scores[step] = _score(json.loads((place / "metrics" / "metrics").read_text()))
     best = min(scores, key=lambda step: (scores[step], -step), default=None)
     return best if best is not None and math.isfinite(scores[best]) else None
 
@@ -84,21 +182,94 @@ def _score(metrics: Mapping[str, Any]) -> float:
 
 
 def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | None = None) -> tuple[Params, int]:
-    """(one EMA of the parameters, its step) from the newest or the given checkpoint; nothing else is read.
+    """(one EMA of the parameters, its step) from the newest sound or the given checkpoint; nothing else is read.
 
     params_shape: the shapes and dtypes of the network's parameters. FileNotFoundError where the folder has
-    no (such) checkpoint. Works on any number of devices: the parameters come to the first one.
+    no (such) checkpoint; ValueError where the given one, or every one, is damaged. Newer ones that are damaged are
+    named in a warning. Works on any number of devices: the parameters come to the first one.
     """
     _quieten_orbax()
     folder = Path(folder).resolve()
-    steps = sorted(int(entry.name) for entry in folder.glob("*") if entry.name.isdigit())
+    steps = workdir.steps_in(folder)
     if not steps or (step is not None and step not in steps):
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise FileNotFoundError(f"no {wanted} in {folder}; there are: {steps or 'none yet'}.")
-    step = steps[-1] if step is None else step
+    found, damaged = _newest_sound(folder, steps if step is None else [step])
+    if found is None:
+        others = f" Take another one: {[s for s in steps if s != step]}." if step is not None else ""
+        raise ValueError(_list(folder, damaged) + others)
+    if damaged:
+        warnings.warn(f"{_list(folder, damaged)} Step {found} is used, the one before.", stacklevel=2)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shape = {"ema": {ema_name: jax.tree.map(lambda s: _placed(s, place), params_shape)}}
-    return _read(folder / str(step), shape)["ema"][ema_name], step
+    return _read(folder / str(found), shape)["ema"][ema_name], found
+
+
+def _newest_sound(folder: Path, steps: Iterable[int]) -> tuple[int | None, dict[int, str]]:
+    """(the newest of the steps that is not damaged, what is wrong with newer ones): what the first process finds."""
+    found, damaged = None, dict[int, str]()
+    for step in sorted(steps, reverse=True) if jax.process_index() == 0 else ():
+        if not (wrong := _damage(folder / str(step))):
+            found = step
+            break
+        damaged[step] = wrong
+    agreed = devices.of_first_process(-1 if found is None else found)
+    return (None if agreed < 0 else agreed), damaged
+
+
+def _damage(checkpoint: Path, within: str = "") -> str:
+    """What is wrong with a checkpoint; "" for nothing, and, with a warning, for one that never had digests."""
+    try:
+        digests.check(checkpoint, within)
+    except digests.Damaged as error:
+        return str(error)
+    except FileNotFoundError:
+        with contextlib.suppress(OSError, ValueError):
+            if "digests" in json.loads((checkpoint / "about" / "metadata").read_text()):
+                return f"{digests.NAME} is missing"
+        if not within:
+            warnings.warn(f"{checkpoint} is older than digests are, so it was not verified.", stacklevel=2)
+    return ""
+
+
+def _set_damaged_aside(folder: Path) -> None:
+    """Moves those newer than the newest sound checkpoint, and those whose score is damaged, out of the way."""
+    steps = workdir.steps_in(folder)
+    found, damaged = _newest_sound(folder, steps)
+    if found is None and devices.of_first_process(len(steps)):
+        raise ValueError(
+            f"{_list(folder, damaged)} None is left to go on from. Restore one from a copy, or train in another "
+            "--workdir; without its folder checkpoints/ the run begins anew."
+        )
+    if jax.process_index() == 0:
+        older = {step: _damage(folder / str(step), within="metrics/") for step in steps if step < (found or 0)}
+        damaged |= {step: wrong for step, wrong in older.items() if wrong}
+    _move_aside(folder, damaged)
+
+
+def _move_aside(folder: Path, damaged: Mapping[int, str]) -> None:
+    """Renames damaged checkpoints, with a warning that names each; every process returns when it is done."""
+    if damaged and jax.process_index() == 0:
+        for step in damaged:
+            taken = len(list(folder.glob(f"damaged_{step}*")))
+            os.rename(folder / str(step), folder / (f"damaged_{step}_{taken + 1}" if taken else f"damaged_{step}"))
+        warnings.warn(f"{_list(folder, damaged)} Moved to damaged_*, and goes on from the one before.", stacklevel=2)
+    devices.of_first_process(0)
+
+
+def _list(folder: Path, damaged: Mapping[int, str]) -> str:
+    said = "; ".join(f"step {step}: {wrong}" for step, wrong in damaged.items())
+    return f"damaged checkpoints in {folder}: {said or 'the first process names them'}."
+
+
+def _to_json(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Arrays as [dtype, numbers], which give the same bits back."""
+    arrays = {name: np.asarray(value) for name, value in metrics.items()}
+    return {name: [array.dtype.name, array.tolist()] for name, array in arrays.items()}
+
+
+def _from_json(metrics: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(numbers, jnp.dtype(dtype)) for name, (dtype, numbers) in metrics.items()}
 
 
 def _read(checkpoint: Path, item: Mapping[str, Any]) -> Any:

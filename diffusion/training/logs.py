@@ -60,9 +60,9 @@ def _drop_rows_after(file: Path, step: int) -> None:
     """Rewrites the log without rows beyond `step` and without a half-written last line, atomically."""
     if not file.exists():
         return
-    kept = [line for line in file.read_text().splitlines(keepends=True) if _step_of(line) <= step]
+    kept = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
     new = file.with_suffix(".new")
-    new.write_text("".join(kept))
+    new.write_text("".join(f"{line}\n" for line in kept))
     os.replace(new, file)
 
 

@@ -141,7 +141,7 @@ class TestCheckpoints:
                 restored = checkpoints.restore(state.abstract(new, mesh))
                 jax.tree.map(np.testing.assert_array_equal, restored, saved)
                 assert restored.params["w"].sharding.device_set == set(mesh.devices.flat)
-        assert json.loads((tmp_path / "c/7/about/metadata").read_text()) == {"commit": "abc"}
+        assert json.loads((tmp_path / "c/7/about/metadata").read_text()) == {"commit": "abc", "digests": "SHA256SUMS"}
 
     def test_a_state_from_before_it_had_a_memory_is_restored(self, tmp_path):
         current = state.create(new, jax.random.key(0), devices.data_mesh())

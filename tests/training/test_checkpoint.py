@@ -1,0 +1,346 @@
+"""Checkpoints under damage: every changed, missing or added file is noticed, and what is kept is what should be."""
+
+import contextlib
+import errno
+import itertools
+import math
+import os
+import random
+import shutil
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+import diffusion.commands  # noqa: F401 (its module train is looked up by name)
+from diffusion import devices, workdir
+from diffusion.training import checkpoint, digests, state
+from diffusion.training.checkpoint import Checkpoints, best_step, load_params
+from diffusion.training.hooks import Recorder
+from diffusion.training.logs import Logs
+from tests.test_commands import rows
+
+SHAPE = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
+
+
+def new(step=0):
+    params = {"w": jnp.float32([1.5, -2.25, 1e-3]) * (step + 1)}
+    return state.new_state(params, optax.adam(1e-3), ("0.5",))._replace(step=jnp.int32(step))
+
+
+def target():
+    return state.abstract(lambda key: new(), devices.data_mesh())
+
+
+def save(folder, *steps, keep=3, scores=None):
+    with Checkpoints(folder, keep=keep) as checkpoints:
+        for step in steps:
+            checkpoints.save(new(step), (scores or {}).get(step, math.inf))
+
+
+def flip(file, place, bit=0):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+
+
+def files(folder):
+    return sorted(entry.relative_to(folder).as_posix() for entry in folder.rglob("*") if entry.is_file())
+
+
+def restored_step(folder, keep=3):
+    with Checkpoints(folder, keep=keep) as checkpoints:
+        found = checkpoints.restore(target())
+    jax.tree.map(np.testing.assert_array_equal, found, new(int(found.step)))
+    return int(found.step)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Three sound checkpoints; tests damage copies."""
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    save(folder, 1, 2, 3, scores={1: 0.25, 2: 0.5})
+    return folder
+
+
+@pytest.fixture
+def three(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+class TestDigests:
+    def test_a_flipped_bit_is_noticed_in_every_file(self, three):
+        """First, last and evenly spread bytes of each file, each with another bit; all bytes of the score's."""
+        bits = itertools.cycle(range(8))
+        digests.check(three / "3")
+        listed = [name for name in files(three / "3") if name not in digests.LATER]
+        assert {name.split("/")[0] for name in listed} == {"about", "metrics", "pending", "state"}
+        for name in [*listed, digests.NAME]:
+            size = (three / "3" / name).stat().st_size
+            step = 1 if name == "metrics/metrics" else max(1, size // 11)
+            for place in sorted({*range(0, size, step), size - 1}):
+                bit = next(bits)
+                flip(three / "3" / name, place, bit)
+                with pytest.raises(digests.Damaged):
+                    digests.check(three / "3")
+                flip(three / "3" / name, place, bit)
+        digests.check(three / "3")
+
+    def test_a_file_cut_short_removed_or_added_is_named(self, three):
+        listed = [name for name in files(three / "3") if name not in digests.LATER]
+        for name in listed:
+            file = three / "3" / name
+            content = file.read_bytes()
+            for short in (content[:-1], content[: len(content) // 2], b"", content + b"\0"):
+                file.write_bytes(short)
+                with pytest.raises(digests.Damaged, match=f"^{name} has changed$"):
+                    digests.check(three / "3")
+            file.unlink()
+            with pytest.raises(digests.Damaged, match=f"^{name} is missing$"):
+                digests.check(three / "3")
+            file.write_bytes(content)
+        for place in ("other", "state/d/other", f"state/{digests.NAME}"):
+            (three / "3" / place).write_text("")
+            with pytest.raises(digests.Damaged, match=f"^{place} was added$"):
+                digests.check(three / "3")
+            (three / "3" / place).unlink()
+        whole = (three / "3" / digests.NAME).read_bytes()
+        for short in range(0, len(whole) - 1, 37):
+            (three / "3" / digests.NAME).write_bytes(whole[:short])
+            with pytest.raises(digests.Damaged):
+                digests.check(three / "3")
+
+    def test_the_command_of_the_same_name_reads_them(self, three):
+        if not shutil.which("sha256sum"):
+            pytest.skip("no sha256sum here")
+        command = ["sha256sum", "--check", "--strict", "--quiet", digests.NAME]
+        assert subprocess.run(command, cwd=three / "3").returncode == 0
+        flip(three / "3/state/_METADATA", 7)
+        assert subprocess.run(command, cwd=three / "3", capture_output=True).returncode != 0
+
+    @pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "commit_success.txt"])
+    def test_files_without_a_digest_change_nothing_that_is_restored(self, three, name):
+        for content in (b"", b"\xff{", None):
+            if content is None:
+                (three / "3" / name).unlink()
+            else:
+                (three / "3" / name).write_bytes(content)
+            assert restored_step(three) == 3
+
+
+class TestFallingBack:
+    def test_training_goes_on_from_the_one_before_and_the_damaged_one_stays_aside(self, three):
+        file = next((three / "3/state/d").iterdir())
+        for turn, name in enumerate(("damaged_3", "damaged_3_2")):
+            flip(file, 5)
+            there = {place: (three / "3" / place).read_bytes() for place in files(three / "3")}
+            with pytest.warns(UserWarning, match=r"step 3: state/d/\w+ has changed.*goes on from the one before"):
+                assert restored_step(three) == 2
+            assert {place: (three / name / place).read_bytes() for place in files(three / name)} == there
+            assert workdir.steps_in(three) == [1, 2]
+            save(three, 3)
+            assert workdir.steps_in(three) == [1, 2, 3], turn
+            digests.check(three / "3")
+            file = next((three / "3/state/d").iterdir())
+
+    def test_a_missing_list_is_damage_where_one_was_written(self, three):
+        (three / "3" / digests.NAME).unlink()
+        with pytest.warns(UserWarning, match=f"step 3: {digests.NAME} is missing"):
+            assert restored_step(three) == 2
+
+    def test_all_damaged_is_refused_and_nothing_is_moved(self, three):
+        for step in (1, 2, 3):
+            (three / str(step) / "state/manifest.ocdbt").unlink()
+        before = files(three)
+        with pytest.raises(ValueError, match=r"step 3: state/manifest.ocdbt is missing; step 2: .*; step 1: .* copy"):
+            Checkpoints(three)
+        with pytest.raises(ValueError, match="step 1: state/manifest.ocdbt is missing"):
+            load_params(three, SHAPE, "0.5")
+        assert files(three) == before
+
+    def test_a_damaged_score_never_decides_what_is_best(self, three):
+        assert best_step(three) == 1
+        (three / "2/metrics/metrics").write_text('{"score": 0.0}')
+        with pytest.raises(ValueError, match="metrics/metrics has changed.*name a step"):
+            best_step(three)
+        with pytest.warns(UserWarning, match="step 2: metrics/metrics has changed"):
+            assert restored_step(three) == 3
+        assert (best_step(three), workdir.steps_in(three)) == (1, [1, 3])
+
+    def test_loading_names_the_damage_and_takes_the_one_before_unless_told_which(self, three):
+        expected = {step: np.asarray(new(step).ema["0.5"]["w"]) for step in (1, 2, 3)}
+        (three / "3/about/metadata").write_text("{}")
+        before = files(three)
+        with pytest.warns(UserWarning, match="step 3: about/metadata has changed. Step 2 is used, the one before"):
+            params, found = load_params(three, SHAPE, "0.5")
+        assert found == 2
+        np.testing.assert_array_equal(params["w"], expected[2])
+        with pytest.raises(ValueError, match=r"step 3: about/metadata has changed. Take another one: \[1, 2\]"):
+            load_params(three, SHAPE, "0.5", 3)
+        np.testing.assert_array_equal(load_params(three, SHAPE, "0.5", 1)[0]["w"], expected[1])
+        assert files(three) == before
+
+    def test_checkpoints_from_before_there_were_digests(self, tmp_path):
+        for step in (4, 5):
+            ocp.PyTreeCheckpointer().save(tmp_path / str(step) / "state", new(step))
+        with pytest.warns(UserWarning, match="5 is older than digests are, so it was not verified"):
+            assert restored_step(tmp_path) == 5
+        with pytest.warns(UserWarning, match="not verified"):
+            assert load_params(tmp_path, SHAPE, "0.5")[1] == 5
+        (tmp_path / "5/state/manifest.ocdbt").write_bytes(b"")
+        with pytest.warns(UserWarning, match="step 5: it cannot be read"):
+            assert restored_step(tmp_path) == 4
+        assert (tmp_path / "damaged_5").is_dir()
+        (tmp_path / "4/state/manifest.ocdbt").write_bytes(b"")
+        with warnings.catch_warnings(action="ignore"), pytest.raises((OSError, ValueError)):
+            restored_step(tmp_path)
+        assert workdir.steps_in(tmp_path) == [4]
+
+    def test_no_checkpoint_ever_has_its_name_without_digests(self, tmp_path, monkeypatch):
+        """So there is no moment between the commit and the digests in which a kill could come."""
+        named = []
+
+        def spy(folder, write=digests.write):
+            named.append(workdir.steps_in(tmp_path))
+            write(folder)
+
+        monkeypatch.setattr(digests, "write", spy)
+        save(tmp_path, 1, 2, 3)
+        assert named == [[], [1], [1, 2]]
+        assert [(tmp_path / str(step) / digests.NAME).exists() for step in (1, 2, 3)] == [True] * 3
+
+    def test_a_sound_run_has_no_warnings(self, three):
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            assert restored_step(three) == 3
+            assert load_params(three, SHAPE, "0.5")[1] == 3
+        assert {entry.name for entry in three.iterdir()} == {"1", "2", "3"}
+
+
+def should_be_kept(scores, keep):
+    """The newest, and the newest of those with the lowest score; a score that is not finite is infinitely bad."""
+    bad = [score if math.isfinite(score) else math.inf for score in scores]
+    best = max(i for i, score in enumerate(bad) if score == min(bad))
+    return sorted({best, *range(max(0, len(scores) - keep), len(scores))})
+
+
+class TestWhatIsKept:
+    @pytest.mark.parametrize("keep", [1, 2, 3])
+    def test_the_policy_on_every_short_sequence_of_scores(self, keep):
+        for scores in itertools.product((0.5, 2.0, math.inf), repeat=6):
+            kept = []
+            for i, score in enumerate(scores):
+                kept.append(SimpleNamespace(step=i, metrics={"score": score}))
+                preserved = checkpoint.preservation(keep).should_preserve(kept, context=None)
+                kept = [info for info, stays in zip(kept, preserved, strict=True) if stays]
+                assert [info.step for info in kept] == should_be_kept(scores[: i + 1], keep)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_on_disk_with_restarts(self, seed, tmp_path):
+        chance = random.Random(seed)
+        keep, scores = seed + 1, []
+        for _ in range(3):
+            with Checkpoints(tmp_path, keep=keep) as checkpoints:
+                for _ in range(chance.randint(1, 4)):
+                    scores.append(chance.choice([1.0, 3.0, -2.0, math.nan, math.inf]))
+                    checkpoints.save(new(len(scores) - 1), scores[-1])
+                    assert checkpoints.latest_step() == len(scores) - 1
+            assert workdir.steps_in(tmp_path) == should_be_kept(scores, keep)
+            bad = [score if math.isfinite(score) else math.inf for score in scores]
+            newest_best = max(i for i, score in enumerate(bad) if score == min(bad))
+            assert best_step(tmp_path) == (newest_best if min(bad) < math.inf else None)
+
+
+class TestFullDisk:
+    def test_a_real_one(self, tmp_path):
+        place = tmp_path / "small"
+        place.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True)
+        if mounted.returncode:
+            pytest.skip("only root may mount a small disk")
+        try:
+            folder = place / "checkpoints"
+            save(folder, 1)
+            free = shutil.disk_usage(place).free
+            (place / "filler").write_bytes(bytes(free - 24 * 1024))
+            words = f"the disk at {place} is full .*step 2 needs 0.000 GB; the last one, step 1, is whole.*goes on"
+            with pytest.raises(workdir.DiskFull, match=words):
+                save(folder, 2)
+            assert {entry.name for entry in folder.iterdir()} == {"1"}
+            (place / "filler").unlink()
+            assert restored_step(folder) == 1
+            save(folder, 2)
+            assert restored_step(folder) == 2
+        finally:
+            subprocess.run(["umount", place], check=True)
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+    def test_one_that_fills_as_the_digests_are_written(self, number, three, monkeypatch):
+        def full(folder):
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(digests, "write", full)
+            with pytest.raises(workdir.DiskFull, match="checkpoint of step 4 .*the last one, step 3, is whole"):
+                save(three, 4)
+        assert {entry.name for entry in three.iterdir()} == {"1", "2", "3"}
+        save(three, 4)
+        assert restored_step(three) == 4
+
+    def test_one_that_has_no_room_for_a_row_of_the_log(self, three):
+        """Closing the log fails too then, since the row is still to be written."""
+        explained = sys.modules["diffusion.commands.train"]._explained
+        words = "No space left on device; the last good checkpoint, step 3, is in .*the same command goes on"
+        with Checkpoints(three) as checkpoints:
+            log = open("/dev/full", "a", buffering=1)  # noqa: SIM115 (closed by what is tested)
+            failing = explained(checkpoints, three), contextlib.closing(log)
+            with pytest.raises(workdir.DiskFull, match=words), failing[0], failing[1]:
+                log.write("a row\n")
+
+    def test_other_errors_stay_what_they_are(self, three, monkeypatch):
+        monkeypatch.setattr(digests, "write", lambda folder: (_ for _ in ()).throw(ValueError("else")))
+        with pytest.raises(ValueError, match="else"):
+            save(three, 4)
+
+    def test_what_a_kill_left_counts_as_room(self, tmp_path, monkeypatch):
+        (tmp_path / "checkpoints/7.orbax-checkpoint-tmp/state").mkdir(parents=True)
+        (tmp_path / "checkpoints/7.orbax-checkpoint-tmp/state/d").write_bytes(bytes(600))
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=400))
+        workdir.check_space(tmp_path, 500, 1)
+        with pytest.raises(OSError, match="need 0.000 GB"):
+            workdir.check_space(tmp_path, 501, 1)
+
+
+def test_rows_of_the_log_span_restarts(tmp_path):
+    """However often a run is stopped, its rows are those of an uninterrupted one, to the last bit."""
+
+    def metrics(step):
+        value = np.float32(1 / (3 + step))
+        bins = np.arange(5, dtype=np.float32) * value
+        return {"loss": value, "grad_norm": 2 * value, "bin_loss": bins, "bin_count": np.ones(5, np.float32)}
+
+    def run(folder, stops):
+        folder.mkdir()
+        pending, first = [], 0
+        for stop in stops:
+            logs = Logs(folder, first_step=first, tensorboard=False)
+            options = {"log_every": 5, "batch_size": 1, "num_steps": 17}
+            recorder = Recorder(logs, first_step=first, pending=pending, **options)
+            for i in range(first, stop):
+                recorder(new(i + 1), i + 1, metrics(i), i + 1 == stop)
+            with Checkpoints(folder / "checkpoints") as checkpoints:
+                checkpoints.save(new(stop), pending=recorder.pending())
+                checkpoints.wait()
+                pending, first = checkpoints.pending(stop), stop
+            logs.close()
+        return rows(folder)
+
+    whole = run(tmp_path / "whole", [17])
+    assert [row["step"] for row in whole] == [5, 10, 15, 17]
+    assert run(tmp_path / "stopped", [3, 4, 11, 15, 16, 17]) == whole
