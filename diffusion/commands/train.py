@@ -29,15 +29,16 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     Refused: before anything is spent, with what is wrong. NonFiniteLoss: names the last good checkpoint.
     """
     folder = Path(folder).expanduser()
-    mesh = devices.data_mesh()
     try:
+        mesh = devices.training_mesh(config.mesh.fsdp)
         run, dataset, target = _prepare(config, folder, mesh)
         shown = results(run, folder)
         watched = watch(run) if isinstance(run, build.Run) else None
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
     num_params = sum(leaf.size for leaf in jax.tree.leaves(target.params))
-    say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}")
+    shared = "" if config.mesh.fsdp == 1 else f", each with 1/{config.mesh.fsdp} of every large array"
+    say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}{shared}")
     training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
     key = jax.random.key(config.seed)
     with Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints, about=about) as checkpoints:
@@ -85,9 +86,9 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
 
 def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run | build.Guide, Any, TrainState]:
     """(run, training stream, the state's shapes on the mesh), and a folder that is fit for them."""
-    devices.check_divides(config.training.batch_size, mesh.size, "training.batch_size")
     workdir.check(folder, to_json(config), to_json(default_config()))
-    run = build.build(config)
+    run, training = build.build(config), config.training
+    devices.check_divides(training.batch_size, mesh.size, "training.batch_size", training.microbatches)
     facts = run.facts._asdict()
     workdir.check_facts(folder, facts)
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,8 @@ def _start(
 def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch: Any, key: jax.Array) -> Any:
     """The train step, compiled ahead for this state and batch."""
     start = time.perf_counter()
-    step = make_train_step(run.loss, run.optimizer, run.ema_decays, ema_warmup=run.config.ema.warmup)
+    ways = {"microbatches": run.config.training.microbatches, "ema_warmup": run.config.ema.warmup}
+    step = make_train_step(run.loss, run.optimizer, run.ema_decays, **ways)
     batch = devices.from_local_rows(batch, mesh)
     compiled = compile_step(step, mesh, target).lower(target, batch, keys.stream(key, "train")).compile()
     say(f"train step compiled in {time.perf_counter() - start:.1f} s")
