@@ -63,6 +63,23 @@ def shared_out(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
 
 
+def gathered(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that are shared out, whole on every device; inside jit, where their gradient is shared out again.
+
+    Left to itself the compiler would rather move the activations of a layer than the parameters.
+    """
+
+    def placed(tree: Any, place: Callable[[tuple[int, ...]], NamedSharding]) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, place(leaf.shape)), tree)
+
+    @jax.custom_vjp
+    def whole(tree: Any) -> Any:
+        return placed(tree, lambda shape: replicated(mesh))
+
+    whole.defvjp(lambda tree: (whole(tree), None), lambda _, grads: (placed(grads, lambda s: shared_out(s, mesh)),))
+    return whole(tree)
+
+
 def each_part(function: Callable[[Any], Any], mesh: Mesh) -> Callable[[Any], Any]:
     """The function of rows, run by each device on its part alone: for what the compiler would gather first.
 

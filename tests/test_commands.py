@@ -110,6 +110,16 @@ class TestTraining:
         ):
             commands.train(small(batch_size=12), tmp_path)
 
+    def test_a_batch_whose_micro_batches_the_devices_cannot_share_is_refused(self, tmp_path):
+        words = "training.batch_size is 24, which 8 devices cannot share evenly in each of 2 micro-batches. .* as 32"
+        with pytest.raises(commands.Refused, match=words):
+            commands.train(small(batch_size=24, microbatches=2), tmp_path)
+
+    def test_a_mesh_that_the_devices_do_not_form_is_refused(self, tmp_path):
+        wrong = config(**SMALL, training=TRAINING, mesh={"fsdp": 3})
+        with pytest.raises(commands.Refused, match="mesh.fsdp is 3, but 8 devices .* Use one of: 1, 2, 4, 8"):
+            commands.train(wrong, tmp_path)
+
     def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(self, whole, tmp_path):
         folder = tmp_path / "run"
         assert commands.train(small(num_steps=8), folder)

@@ -119,7 +119,8 @@ def _start(
 def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch: Any, key: jax.Array) -> Any:
     """The train step, compiled ahead for this state and batch."""
     start = time.perf_counter()
-    ways = {"microbatches": run.config.training.microbatches, "ema_warmup": run.config.ema.warmup}
+    config = run.config
+    ways = {"mesh": mesh, "microbatches": config.training.microbatches, "ema_warmup": config.ema.warmup}
     step = make_train_step(run.loss, run.optimizer, run.ema_decays, **ways)
     batch = devices.from_local_rows(batch, mesh)
     compiled = compile_step(step, mesh, target).lower(target, batch, keys.stream(key, "train")).compile()

@@ -21,13 +21,15 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     ema_decays: Mapping[str, float],
     *,
+    mesh: Mesh | None = None,
     microbatches: int = 1,
     ema_warmup: bool = False,
 ) -> TrainStep:
     """train_step(state, batch, key) -> (state, metrics), one update.
 
-    ema_decays: decay by name, as in state.ema. The next memory is taken from the loss's metrics. microbatches: in how
-    many pieces the batch is taken, one after another, see `gradient`; an update it is all the same.
+    ema_decays: decay by name, as in state.ema. The next memory is taken from the loss's metrics.
+    mesh: over which the state is shared out, if it is.
+    microbatches: in how many pieces the batch is taken, one after another (`gradient`); it is one update all the same.
     key is the run's, the same at every step: the step's own is folded from it and state.step, so nothing
     random is carried and a resumed run repeats the uninterrupted one. metrics gains "grad_norm" (before
     clipping).
@@ -35,7 +37,9 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         step_key = keys.at_step(key, state.step)
-        grads, metrics = gradient(loss, state.params, batch, step_key, memory=state.memory, microbatches=microbatches)
+        grads, metrics = gradient(
+            loss, state.params, batch, step_key, memory=state.memory, mesh=mesh, microbatches=microbatches
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
@@ -48,7 +52,14 @@ def make_train_step(
 
 
 def gradient(
-    loss: Loss, params: Any, batch: Any, key: jax.Array, *, memory: Any = None, microbatches: int = 1
+    loss: Loss,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    *,
+    memory: Any = None,
+    mesh: Mesh | None = None,
+    microbatches: int = 1,
 ) -> tuple[Any, dict[str, Any]]:
     """(the gradient that a batch trains with, its metrics), the memory of activations being that of one micro-batch.
 
@@ -57,10 +68,13 @@ def gradient(
     in float32: so k micro-batches of b are one batch of k b to rounding. Dropout inside the network is the exception.
     Its masks are drawn for whole activations, so each micro-batch has a key of its own: masks of the same distribution,
     independent over rows and steps, but not those of k = 1.
+
+    mesh: over which the parameters are shared out; each micro-batch gathers them and shares out its gradient.
     """
 
     def mean_cost(params: Any, rows: Any, key: jax.Array) -> tuple[Any, Any]:
-        cost, values = loss.per_sample(params, rows, key)
+        whole = params if mesh is None else devices.gathered(params, mesh)
+        cost, values = loss.per_sample(whole, rows, key)
         return cost.mean(), (cost, values)
 
     of_rows = jax.grad(mean_cost, has_aux=True)
