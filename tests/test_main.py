@@ -84,13 +84,14 @@ def test_wrong_flags_are_one_screen(tmp_path, flags, words):
     assert not (tmp_path / "run").exists()
 
 
-def job(folder, processes, *words, devices=1):
-    """The program in so many processes over the loopback, each with so many devices."""
+def job(folder, processes, *words, devices=None):
+    """The program in so many processes over the loopback, each with so many devices, or its own number."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     distributed = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
-    machine = {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": str(devices)} | (distributed if processes > 1 else {})
+    machine = {"XLA_FLAGS": ""} | (distributed if processes > 1 else {})
+    machine |= {"JAX_NUM_CPU_DEVICES": str(devices)} if devices else {}
     flag = ["--distributed"] if processes > 1 else []
     own = [os.environ | machine | {"JAX_PROCESS_ID": str(i)} for i in range(processes)]
     return [program(f"--workdir={folder}", *flag, *words, env=environment) for environment in own]

@@ -1,5 +1,6 @@
 """Training, from a config to a finished run."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
     num_params = sum(leaf.size for leaf in jax.tree.leaves(target.params))
-    shared = "" if config.mesh.fsdp == 1 else f", each with 1/{config.mesh.fsdp} of every large array"
-    say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}{shared}")
+    say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}{_shares(target, mesh)}")
     training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
     key = jax.random.key(config.seed)
     with Checkpoints(folder / "checkpoints", keep=training.keep_checkpoints, about=about) as checkpoints:
@@ -101,6 +101,16 @@ def _prepare(config: ConfigDict, folder: Path, mesh: Any) -> tuple[build.Run | b
         workdir.write(folder, "data.json", facts)
         (folder / "samples").mkdir(exist_ok=True)
     return run, dataset, target
+
+
+def _shares(target: TrainState, mesh: Any) -> str:
+    """How much of the state each device holds, where it is shared out."""
+    if mesh.shape["fsdp"] == 1:
+        return ""
+    leaves = jax.tree.leaves(target)
+    held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    return f"; a state of {size / 1e6:.3g} MB, {held / 1e6:.3g} MB on each device"
 
 
 def _start(
