@@ -77,11 +77,13 @@ DEFAULTS: dict[str, Any] = {
     "training": {
         "num_steps": placeholder(int),
         "batch_size": 128,
+        "microbatches": 1,
         "log_every": 100,
         "checkpoint_every": 5000,
         "keep_checkpoints": 3,
         "sample_every": 5000,
     },
+    "mesh": {"fsdp": 1},
     "sampler": {"name": "ancestral", "threshold": "clip", "percentile": placeholder(float)},
     "grid": {"name": "strided"},
     "guidance": {

@@ -1,10 +1,13 @@
 """Devices as one mesh: the only place that makes meshes and shardings.
 
-The same code runs on one device, on eight and on a pod. Values are either replicated or split along their
-first axis over the mesh's "data" axis; `jax.jit` sees the shardings and inserts the communication.
+The same code runs on one device, on eight and on a pod. Batches are split along their first axis over all devices;
+other values are replicated, but for a training state that does not fit: there each large array may be shared out over
+the mesh's "fsdp" axis (fully sharded data parallelism, ZeRO's third stage; Rajbhandari et al. 2019, arXiv:1910.02054).
+`jax.jit` sees the shardings and inserts the communication, so neither layout is known to any model.
 """
 
 import hashlib
+import math
 import os
 import platform
 from collections.abc import Callable
@@ -15,10 +18,28 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+SMALLEST_SHARE = 2**14
+"""Arrays of fewer elements (64 kB of float32) are replicated: gathering them costs more than they weigh."""
+
 
 def data_mesh() -> Mesh:
     """All devices of all processes along one axis, "data" (axis type Auto: the compiler places intermediates)."""
     return Mesh(np.array(jax.devices()), ("data",))
+
+
+def training_mesh(fsdp: int = 1) -> Mesh:
+    """All devices of all processes as "data" x "fsdp": groups of fsdp neighbours, each with one copy of the state.
+
+    fsdp=1 is plain data parallelism, and the number of devices holds the state once. ValueError where the devices
+    make no whole groups.
+    """
+    count = jax.device_count()
+    if fsdp < 1 or count % fsdp:
+        fits = ", ".join(str(size) for size in range(1, count + 1) if count % size == 0)
+        raise ValueError(
+            f"mesh.fsdp is {fsdp}, but {count} devices are to form whole groups of so many. Use one of: {fits}."
+        )
+    return Mesh(np.array(jax.devices()).reshape(-1, fsdp), ("data", "fsdp"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -27,8 +48,39 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh) -> NamedSharding:
-    """The first axis is split evenly over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """The first axis is split evenly over the devices, whatever the mesh's axes."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def shared_out(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Where an array of the training state lives, told by its shape alone: split over "fsdp" if it is large enough.
+
+    It is split along its largest axis that fsdp divides, the last of equals, and replicated over "data"; with fewer
+    than SMALLEST_SHARE elements, or without such an axis, it is replicated over all.
+    """
+    parts = mesh.shape.get("fsdp", 1)
+    fit = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or math.prod(shape) < SMALLEST_SHARE or not fit:
+        return replicated(mesh)
+    largest = max(fit, key=lambda axis: (shape[axis], axis))
+    return NamedSharding(mesh, PartitionSpec(*[None] * largest, "fsdp"))
+
+
+def gathered(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that are shared out, whole on every device; inside jit, where their gradient is shared out again.
+
+    Left to itself the compiler would rather move the activations of a layer than the parameters.
+    """
+
+    def placed(tree: Any, place: Callable[[tuple[int, ...]], NamedSharding]) -> Any:
+        return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, place(leaf.shape)), tree)
+
+    @jax.custom_vjp
+    def whole(tree: Any) -> Any:
+        return placed(tree, lambda shape: replicated(mesh))
+
+    whole.defvjp(lambda tree: (whole(tree), None), lambda _, grads: (placed(grads, lambda s: shared_out(s, mesh)),))
+    return whole(tree)
 
 
 def each_part(function: Callable[[Any], Any], mesh: Mesh) -> Callable[[Any], Any]:
@@ -36,17 +88,19 @@ def each_part(function: Callable[[Any], Any], mesh: Mesh) -> Callable[[Any], Any
 
     A row of the result must depend on the same row of the argument only.
     """
-    rows = PartitionSpec("data")
+    rows = PartitionSpec(mesh.axis_names)
     return jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows)
 
 
-def check_divides(batch_size: int, num_devices: int, name: str) -> None:
-    """ValueError unless the batch splits evenly over the devices."""
-    if batch_size < 1 or batch_size % num_devices:
-        up = max(1, -(-batch_size // num_devices)) * num_devices
+def check_divides(batch_size: int, num_devices: int, name: str, microbatches: int = 1) -> None:
+    """ValueError unless the batch, and each of its micro-batches, splits evenly over the devices."""
+    parts = num_devices * microbatches
+    if batch_size < 1 or batch_size % parts:
+        up = max(1, -(-batch_size // parts)) * parts
+        each = f" in each of {microbatches} micro-batches" if microbatches > 1 else ""
         raise ValueError(
-            f"{name} is {batch_size}, which {num_devices} devices cannot share evenly. "
-            f"Use a positive multiple of {num_devices}, such as {up}."
+            f"{name} is {batch_size}, which {num_devices} devices cannot share evenly{each}. "
+            f"Use a positive multiple of {parts}, such as {up}."
         )
 
 
@@ -61,7 +115,7 @@ def row_batches(count: int, batch_size: int, mesh: Mesh, first: int = 0, *, whol
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:
-    """Host values, the same on every process, as global arrays of that sharding; what is there already stays."""
+    """Host values, the same on every process, as global arrays of that sharding; arrays on these devices are moved."""
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
     return jax.tree.map(lambda leaf: _put_everywhere(leaf, sharding), tree)
@@ -69,7 +123,7 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 def _put_everywhere(leaf: Any, sharding: NamedSharding) -> jax.Array:
     if isinstance(leaf, jax.Array) and leaf.sharding.device_set == sharding.device_set:
-        return leaf
+        return jax.device_put(leaf, sharding)
     host = np.asarray(leaf)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
@@ -97,9 +151,9 @@ def from_local_rows(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split(mesh), rows), tree)
 
 
-def fetch(array: jax.Array) -> np.ndarray:
-    """The whole array on the host of every process."""
-    if not array.is_fully_addressable:
+def fetch(array: Any) -> np.ndarray:
+    """The whole array on the host of every process, all of which must ask."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
         from jax.experimental import multihost_utils
 
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))

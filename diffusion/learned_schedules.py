@@ -122,12 +122,12 @@ def learned_log_snr(log_snr_max: float = 13.3, log_snr_min: float = -5.0, hidden
 
 
 def for_less_variance(losses: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """losses(model, place) -> [batch], with its own gradient for `model`, and that of the squared losses for `place`.
+    """losses(model, place) -> [rows], with its own gradient for `model`, and that of half of their squares for `place`.
 
-    place: a tree of [batch] leaves, row i of which enters the loss of sample i alone. Then dL_i^2 = 2 L_i dL_i, so
-    that one backward pass serves both (VDM, section 5.3). The squares are divided by 2 mean(L), as a constant: the
-    direction is the same, and the size that of the loss's own gradients, with which a global norm is shared. Row i gets
-    L_i / mean(L) dL_i. The losses are not negative, nor all 0.
+    place: a tree of [rows] leaves, row i of which enters the loss of sample i alone. Then d(L_i^2 / 2) = L_i dL_i, so
+    that one backward pass serves both (VDM, section 5.3). Divide the place's gradient by the mean of L over the batch,
+    as a constant: the direction is the same, and the size that of the loss's own gradients, with which a global norm is
+    shared. It is left to the caller, who knows the batch that the rows are of.
     """
 
     @jax.custom_vjp
@@ -141,7 +141,7 @@ def for_less_variance(losses: Callable[[Any, Any], Any]) -> Callable[[Any, Any],
     def backward(kept: Any, cotangent: Any) -> tuple[Any, Any]:
         found, back = kept
         of_model, of_place = back(cotangent)
-        return of_model, jax.tree.map(lambda gradient: found / found.mean() * gradient, of_place)
+        return of_model, jax.tree.map(lambda gradient: found * gradient, of_place)
 
     both.defvjp(forward, backward)
     return both

@@ -24,12 +24,14 @@ class Objective:
     network: the kind of network.
     compare(output, cond) -> (loss [batch], right [batch]): its cost, and whether its first choice is the right one.
     log_likelihood(output, cond) -> [batch]: log p(cond | x_t), up to a constant.
+    couples: whether the cost of a row depends on which others are in its batch.
     """
 
     reads: str
     network: type[Network]
     compare: Callable[[Any, Cond], tuple[Any, Any]]
     log_likelihood: Callable[[Any, Cond], Any]
+    couples: bool = False
 
 
 def classification() -> Objective:
@@ -71,7 +73,7 @@ def contrastive() -> Objective:
         image, text, scale = output
         return scale * (image * text).sum(-1)
 
-    return Objective("text", Matcher, compare, log_likelihood)
+    return Objective("text", Matcher, compare, log_likelihood, couples=True)
 
 
 def log_likelihood(

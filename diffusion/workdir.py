@@ -26,9 +26,13 @@ from typing import Any
 MAY_CHANGE = (
     *("training.num_steps", "training.log_every", "training.checkpoint_every", "training.sample_every"),
     *("training.keep_checkpoints", "data.data_dir", "data.archive", "sampler.", "grid.", "guidance.", "logging."),
-    *("evaluation.", "network.remat"),
+    *("evaluation.", "network.remat", "mesh.", "training.microbatches"),
 )
-"""Keys that a continued run may set anew: none of them changes an update that was made."""
+"""Keys that a continued run may set anew: none of them changes an update that was made.
+
+On other devices, and in other micro-batches, the updates to come differ in rounding; and in which dropout masks micro-
+batches draw, as if by another key.
+"""
 
 
 class DiskFull(OSError):

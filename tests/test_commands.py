@@ -110,6 +110,16 @@ class TestTraining:
         ):
             commands.train(small(batch_size=12), tmp_path)
 
+    def test_a_batch_whose_micro_batches_the_devices_cannot_share_is_refused(self, tmp_path):
+        words = "training.batch_size is 24, which 8 devices cannot share evenly in each of 2 micro-batches. .* as 32"
+        with pytest.raises(commands.Refused, match=words):
+            commands.train(small(batch_size=24, microbatches=2), tmp_path)
+
+    def test_a_mesh_that_the_devices_do_not_form_is_refused(self, tmp_path):
+        wrong = config(**SMALL, training=TRAINING, mesh={"fsdp": 3})
+        with pytest.raises(commands.Refused, match="mesh.fsdp is 3, but 8 devices .* Use one of: 1, 2, 4, 8"):
+            commands.train(wrong, tmp_path)
+
     def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_checkpoint(self, whole, tmp_path):
         folder = tmp_path / "run"
         assert commands.train(small(num_steps=8), folder)
@@ -118,12 +128,11 @@ class TestTraining:
         def explode_later(config, facts=None):
             run = original(config, facts)
 
-            def loss(params, batch, key, memory):
-                value, metrics = run.loss(params, batch, key, memory)
-                value = value / jax.numpy.where(key_is_step_13(key), 0.0, 1.0)
-                return value, {**metrics, "loss": value}
+            def per_sample(params, rows, key):
+                cost, values = run.loss.per_sample(params, rows, key)
+                return cost / jax.numpy.where(key_is_step_13(key), 0.0, 1.0), values
 
-            return dataclasses.replace(run, loss=loss)
+            return dataclasses.replace(run, loss=dataclasses.replace(run.loss, per_sample=per_sample))
 
         marker = jax.random.key_data(jax.random.fold_in(keys.stream(jax.random.key(0), "train"), 12))
 

@@ -141,6 +141,7 @@ def test_unknown_keys_are_named_with_the_right_ones(blocks, words):
         ({"logging": {"num_samples": 0}}, "logging.num_samples is 0"),
         ({"optimizer": {"name": "adam", "clip_norm": -1.0}}, "or 0 for no clipping"),
         ({"training": {"num_steps": 0}}, "training.num_steps is 0"),
+        ({"training": {"num_steps": 4, "microbatches": 0}}, "training.microbatches is 0, expected a whole number"),
         ({"training": {"batch_size": 8}}, "training.num_steps is None"),
     ],
 )

@@ -12,6 +12,7 @@ from diffusion.gaussian import diffuse
 from diffusion.keys import stream
 from diffusion.learned_schedules import learned_log_snr
 from diffusion.losses import continuous_bound_loss
+from diffusion.training.step import gradient
 from diffusion.types import float32
 
 STD, TOP, BOTTOM = 0.6, 12.0, -6.0
@@ -28,10 +29,11 @@ def exact(params, x, told, *, cond, key=None):
     return params["network"] * (sigma / (alpha**2 * STD**2 + sigma**2))[:, None] * x
 
 
-def loss(params, key, x_0=None):
-    x_0 = STD * jax.random.normal(stream(key, "data"), (256, 16)) if x_0 is None else x_0
-    batch = {"image": x_0}
-    return continuous_bound_loss(exact, params, batch, key, levels=DRAW, param=PARAM, learned=LEARNED, num_values=0)
+LOSS = continuous_bound_loss(exact, levels=DRAW, param=PARAM, learned=LEARNED, num_values=0)
+
+
+def loss(params, key):
+    return LOSS(params, {"image": STD * jax.random.normal(stream(key, "data"), (256, 16))}, key)
 
 
 def params_of(network=1.0, schedule=SCHEDULE):
@@ -67,8 +69,8 @@ def test_the_gradient_of_the_shape_is_that_of_the_squares_and_all_others_that_of
         rest += continuous_bound.reconstruction(x_0, first, ends["log_snr_max"], 0)
         return diffusion, (diffusion + rest / np.log(2)).mean()
 
-    value, got = jax.jit(jax.value_and_grad(lambda p: loss(p, key, x_0)[0]))(params)
-    assert value == pytest.approx(float(jax.jit(plain)(params)[1]), rel=1e-5)
+    got, metrics = jax.jit(lambda p: gradient(LOSS, p, {"image": x_0}, key))(params)
+    assert metrics["loss"] == pytest.approx(float(jax.jit(plain)(params)[1]), rel=1e-5)
     of_loss = jax.jit(jax.grad(lambda p: plain(p)[1]))(params)
 
     def squares(params):
@@ -90,8 +92,7 @@ def test_training_the_shape_lowers_the_variance_and_leaves_the_mean():
     def descend(shape, key):
         moved = params_of(schedule=SCHEDULE | {"shape": shape})
         (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(moved, key)
-        gradient = grads["schedule"]["shape"]
-        return jax.tree.map(lambda leaf, g: leaf - 0.03 * jnp.sign(g), shape, gradient), metrics
+        return jax.tree.map(lambda leaf, g: leaf - 0.03 * jnp.sign(g), shape, grads["schedule"]["shape"]), metrics
 
     shape, rows = SCHEDULE["shape"], []
     for key in jax.random.split(jax.random.key(0), 120):

@@ -1,6 +1,8 @@
 """One device, eight, and every core: the same numbers."""
 
+import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +10,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec, SingleDeviceSharding
 
 from diffusion import build, devices, keys
 from diffusion.config import config
 from diffusion.training import state as states
+from diffusion.training.checkpoint import Checkpoints, load_params
 from diffusion.training.step import compile_step, make_train_step
+from tests.test_commands import rows
+from tests.test_main import finished, job
 
 ROOT = Path(__file__).parents[1]
 NETWORK = {"name": "unet", "channels": 8, "channel_mults": (1,), "num_blocks": 1, "attention_resolutions": ()}
@@ -42,6 +47,142 @@ def test_eight_devices_are_one_device():
         outcomes.append(losses)
     np.testing.assert_allclose(*outcomes, rtol=2e-5)
     assert len(set(outcomes[0])) == 4
+
+
+SHARED = {
+    "network": {"name": "mlp", "channels": 128, "num_blocks": 1},
+    "levels": {"name": "loss_second_moment", "history": 1},
+    "schedule": {"name": "linear_beta_scaled", "num_steps": 25},
+    "optimizer": {"name": "adam", "learning_rate": 1e-3},
+    "training": {"num_steps": 8, "batch_size": 16, "log_every": 1, "checkpoint_every": 4, "sample_every": 0},
+    "logging": {"tensorboard": False, "num_samples": 8},
+}
+"""A run whose layers of 128 channels are just large enough to be shared out."""
+
+LAYOUTS = {"one": (1, 1), "data": (8, 1), "both": (4, 2), "fsdp": (1, 8)}
+
+
+def layout(name):
+    data, fsdp = LAYOUTS[name]
+    return Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), ("data", "fsdp"))
+
+
+@functools.cache
+def trained(name, microbatches=1):
+    """(losses and gradient norms, state) after three updates."""
+    run, mesh, key = build.build(config(**SHARED)), layout(name), jax.random.key(7)
+    step = make_train_step(run.loss, run.optimizer, run.ema_decays, mesh=mesh, microbatches=microbatches)
+    compiled = compile_step(step, mesh, states.abstract(run.new_state, mesh))
+    state, found, dataset = states.create(run.new_state, keys.stream(key, "init"), mesh), [], run.batches()
+    for i in range(3):
+        state, metrics = compiled(state, devices.from_local_rows(dataset[i], mesh), key)
+        found.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    return found, state
+
+
+@pytest.mark.parametrize(("name", "microbatches"), [("data", 1), ("both", 2), ("fsdp", 1)])
+def test_every_layout_has_the_losses_of_one_device(name, microbatches):
+    np.testing.assert_allclose(trained(name, microbatches)[0], trained("one")[0], rtol=2e-5)
+    assert len({loss for loss, _ in trained("one")[0]}) == 3
+
+
+def test_large_leaves_lie_in_parts_with_their_moments_and_averages_and_the_rest_everywhere():
+    state = trained("fsdp")[1]
+    moments, average = state.opt_state[0], state.ema["0.9999"]
+    for tree in (state.params, moments.mu, moments.nu, average):
+        for leaf in jax.tree.leaves(tree):
+            parts = 8 if leaf.size >= devices.SMALLEST_SHARE else 1
+            assert {part.data.size for part in leaf.addressable_shards} == {leaf.size // parts}
+    assert jax.tree.map(lambda leaf: leaf.sharding.is_fully_replicated, (state.step, state.memory)) == (
+        True,
+        (True,) * 2,
+    )
+    large = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.size >= devices.SMALLEST_SHARE)
+
+    def held(state):
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+
+    assert large > 0.8 * held(trained("data")[1])
+    assert held(trained("data")[1]) - held(state) == large * 7 // 8
+
+
+def test_a_step_moves_parameters_and_no_activations():
+    run, mesh = build.build(config(**SHARED)), layout("both")
+    target = states.abstract(run.new_state, mesh)
+    large = [leaf for leaf in jax.tree.leaves(target.params) if leaf.size >= devices.SMALLEST_SHARE]
+    step = make_train_step(run.loss, run.optimizer, run.ema_decays, mesh=mesh, microbatches=2)
+    batch = devices.from_local_rows(run.batches()[0], mesh)
+    text = compile_step(step, mesh, target).lower(target, batch, jax.random.key(0)).compile().as_text()
+    found = re.findall(r" = (\S+) (all-gather|all-to-all|collective-permute)\(", text)
+    wide = [shape for shape, kind in found if kind != "all-gather" or shape.startswith("f32[128,")]
+    assert len(wide) == len(large) > 1, found
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((3, 3, 64, 128), (None, None, None, "fsdp")),
+        ((3, 3, 128, 64), (None, None, "fsdp")),
+        ((128, 128), (None, "fsdp")),
+        ((129, 128), (None, "fsdp")),
+        ((20_000, 3), ("fsdp",)),
+        ((129, 131), ()),
+        ((127, 128), ()),
+        ((16_384,), ("fsdp",)),
+        ((), ()),
+    ],
+)
+def test_an_array_is_split_along_its_largest_axis_that_divides(shape, spec):
+    assert devices.shared_out(shape, layout("both")).spec == PartitionSpec(*spec)
+    assert devices.shared_out(shape, layout("data")).is_fully_replicated
+    assert devices.shared_out(shape, devices.data_mesh()).is_fully_replicated
+
+
+@pytest.mark.parametrize(("of", "to"), [("fsdp", "one"), ("fsdp", "data"), ("data", "both"), ("one", "fsdp")])
+def test_a_checkpoint_of_one_layout_is_restored_on_another(tmp_path, of, to):
+    run, saved = build.build(config(**SHARED)), trained(of)[1]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(saved)
+        checkpoints.wait()
+        target = states.abstract(run.new_state, layout(to))
+        restored = checkpoints.restore(target)
+    jax.tree.map(np.testing.assert_array_equal, restored, saved)
+    jax.tree.map(lambda leaf, wanted: assert_lies(leaf, wanted.sharding), restored, target)
+    params, step = load_params(tmp_path, jax.eval_shape(run.network.init, jax.random.key(0)), "0.9999")
+    assert step == 3
+    jax.tree.map(np.testing.assert_array_equal, params, saved.ema["0.9999"])
+    jax.tree.map(lambda leaf: assert_lies(leaf, SingleDeviceSharding(jax.devices()[0])), params)
+
+
+def assert_lies(leaf, sharding):
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+@pytest.mark.slow
+def test_two_processes_and_every_layout_train_and_continue_as_one_device_does(tmp_path):
+    """Real jobs over the loopback: two processes, four devices; what one layout saved, another continues."""
+    blocks = {block: options for block, options in SHARED.items() if block != "training"}
+    words = [f"--config.{block}.{key}={value}" for block, options in blocks.items() for key, value in options.items()]
+    words = ["--config=configs/ddpm_digits.py", *words]
+    words += [f"--config.training.{key}={value}" for key, value in SHARED["training"].items() if key != "num_steps"]
+
+    def train(name, processes, num_steps, fsdp, count=1, k=1):
+        more = [f"--config.training.num_steps={num_steps}", f"--config.mesh.fsdp={fsdp}"]
+        more += [f"--config.training.microbatches={k}"]
+        finished(job(tmp_path / name, processes, *words, *more, devices=count))
+
+    train("one", 1, 8, 1)
+    train("data", 2, 8, 1, count=2)
+    train("fsdp", 2, 4, 4, count=2)
+    train("fsdp", 1, 6, 1, k=2)
+    train("fsdp", 2, 8, 2, count=2, k=2)
+    wanted = rows(tmp_path / "one")
+    assert [row["step"] for row in wanted] == list(range(1, 9))
+    for name in ("data", "fsdp"):
+        for one, other in zip(wanted, rows(tmp_path / name), strict=True):
+            assert other == pytest.approx(one, rel=1e-4)
+    models = [build.load(tmp_path / name) for name in ("one", "fsdp")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), *(model.params for model in models))
 
 
 @pytest.mark.parametrize(("given", "expected"), [("", len(os.sched_getaffinity(0))), ("3", 3)])

@@ -182,3 +182,9 @@ def test_a_guide_of_other_data_or_levels_is_refused(folders, blocks, words):
 def test_what_a_guide_does_not_use_is_refused(blocks, words):
     with pytest.raises(ValueError, match=words):
         build.build(config(**BLOCKS | GUIDES["classifier"] | blocks))
+
+
+def test_a_guide_that_compares_the_rows_of_a_batch_refuses_micro_batches():
+    training = BLOCKS["training"] | {"microbatches": 2}
+    with pytest.raises(ValueError, match="microbatches=2 with loss.name=contrastive, which compares all rows"):
+        build.build(config(**BLOCKS | {"training": training}, **GUIDES["clip"]))

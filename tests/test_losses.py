@@ -30,7 +30,7 @@ def noise_and_level():
 )
 def test_a_network_of_zeros_pays_the_norm_of_the_noise(norm, rho):
     eps, _ = noise_and_level()
-    loss, _ = denoising_loss(zero, None, BATCH, KEY, norm=norm, **OPTIONS)
+    loss, _ = denoising_loss(zero, norm=norm, **OPTIONS)(None, BATCH, KEY)
     assert loss == pytest.approx(rho(np.asarray(eps, np.float64)).mean(), rel=1e-6)
 
 
@@ -42,20 +42,20 @@ def test_the_network_sees_x_t_and_t_and_a_perfect_one_pays_nothing():
         np.testing.assert_array_equal(noise_cond, level.t)
         return (x - expand(level.alpha, x) * BATCH["image"]) / expand(level.sigma, x)
 
-    assert denoising_loss(perfect, None, BATCH, KEY, **OPTIONS)[0] < 1e-9
+    assert denoising_loss(perfect, **OPTIONS)(None, BATCH, KEY)[0] < 1e-9
 
 
 def test_the_weight_multiplies_each_sample():
     eps, level = noise_and_level()
     options = OPTIONS | {"weight": weights.min_snr()}
-    loss, _ = denoising_loss(zero, None, BATCH, KEY, **options)
+    loss, _ = denoising_loss(zero, **options)(None, BATCH, KEY)
     weight = np.minimum(1, 5 / np.exp(np.asarray(level.log_snr, np.float64)))
     assert loss == pytest.approx((weight * np.square(eps).mean((1, 2, 3))).mean(), rel=1e-5)
 
 
 def test_bins_add_up_to_the_loss_and_hold_the_right_samples():
     _, level = noise_and_level()
-    loss, metrics = denoising_loss(zero, None, BATCH, KEY, **OPTIONS)
+    loss, metrics = denoising_loss(zero, **OPTIONS)(None, BATCH, KEY)
     assert metrics["bin_loss"].sum() / 64 == pytest.approx(float(loss), rel=1e-6)
     edges = np.array([-np.inf, *LOG_SNR_BINS, np.inf])
     np.testing.assert_array_equal(metrics["bin_count"], np.histogram(level.log_snr, edges)[0])
@@ -67,7 +67,7 @@ def test_bins_undo_the_preference_of_adaptive_levels():
     t, n = np.arange(SCHEDULE.num_steps), 4096
     memory = sampler.update(sampler.init(), t, (1.0 + t / 100).astype(np.float32))
     batch = {"image": jnp.zeros((n, 1))}
-    loss, metrics = denoising_loss(zero, None, batch, KEY, **OPTIONS | {"levels": sampler}, memory=memory)
+    loss, metrics = denoising_loss(zero, **OPTIONS | {"levels": sampler})(None, batch, KEY, memory)
     assert metrics["bin_loss"].sum() / n == pytest.approx(float(loss), rel=1e-5)
     edges = np.array([-np.inf, *LOG_SNR_BINS, np.inf])
     uniform = np.histogram(SCHEDULE.level(t + 1).log_snr, edges)[0] / SCHEDULE.num_steps
@@ -81,7 +81,7 @@ def test_cond_is_what_else_the_batch_holds():
         seen.append(cond)
         return x
 
-    denoising_loss(network, None, BATCH | {"label": jnp.arange(64)}, KEY, **OPTIONS)
+    denoising_loss(network, **OPTIONS)(None, BATCH | {"label": jnp.arange(64)}, KEY)
     assert [set(cond) for cond in seen] == [{"label"}], "one call, and no self-conditioning input when it is off"
 
 
@@ -93,7 +93,7 @@ def test_self_conditioning_feeds_back_the_first_estimate_to_half_of_the_samples_
         return scale * x
 
     def loss(scale):
-        return denoising_loss(network, scale, BATCH, KEY, self_conditioning=True, **OPTIONS)[0]
+        return denoising_loss(network, self_conditioning=True, **OPTIONS)(scale, BATCH, KEY)[0]
 
     loss(jnp.float32(0.3))
     first, second = calls
@@ -107,7 +107,7 @@ def test_self_conditioning_feeds_back_the_first_estimate_to_half_of_the_samples_
     assert np.abs(estimate).max() > 1, "the test would not see a missing clip"
 
     def through_estimate(scale):
-        return denoising_loss(fed_back_only(), scale, BATCH, KEY, self_conditioning=True, **OPTIONS)[0]
+        return denoising_loss(fed_back_only(), self_conditioning=True, **OPTIONS)(scale, BATCH, KEY)[0]
 
     gradient = jax.grad(through_estimate)(0.3)
     assert gradient == 0

@@ -88,6 +88,25 @@ def test_wrong_flags_are_one_screen(tmp_path, flags, words):
     assert not (tmp_path / "run").exists()
 
 
+def job(folder, processes, *words, devices=None):
+    """The program in so many processes over the loopback, each with so many devices, or its own number."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    distributed = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+    machine = {"XLA_FLAGS": ""} | (distributed if processes > 1 else {})
+    machine |= {"JAX_NUM_CPU_DEVICES": str(devices)} if devices else {}
+    flag = ["--distributed"] if processes > 1 else []
+    own = [os.environ | machine | {"JAX_PROCESS_ID": str(i)} for i in range(processes)]
+    return [program(f"--workdir={folder}", *flag, *words, env=environment) for environment in own]
+
+
+def finished(runs):
+    outputs = [run.communicate(timeout=240) for run in runs]
+    assert [run.returncode for run in runs] == [0] * len(runs), outputs
+    return outputs
+
+
 @pytest.mark.slow
 def test_a_sweep_is_launched_corrected_and_launched_again(tmp_path):
     """Two trainings at once, one of which diverges; the corrected one alone is trained again."""
@@ -113,24 +132,6 @@ def test_a_sweep_is_launched_corrected_and_launched_again(tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_stop_together_and_sample_as_one(tmp_path):
     """A real job of two processes over the loopback, against the same run in one process."""
-
-    def job(folder, processes, *words):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        distributed = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
-        runs = []
-        for i in range(processes):
-            own = os.environ | {"XLA_FLAGS": "", "JAX_PROCESS_ID": str(i)} | (distributed if processes > 1 else {})
-            flag = ["--distributed"] if processes > 1 else []
-            runs.append(program(f"--workdir={folder}", *flag, *words, env=own))
-        return runs
-
-    def finished(runs):
-        outputs = [run.communicate(timeout=240) for run in runs]
-        assert [run.returncode for run in runs] == [0] * len(runs), outputs
-        return outputs
-
     training = [*TINY_FLAGS, "--config.training.num_steps=12", "--config.training.log_every=4"]
     training += ["--config.training.sample_every=6", "--config.logging.tensorboard=False"]
     finished(job(tmp_path / "one", 1, *training))

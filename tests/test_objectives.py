@@ -75,7 +75,7 @@ def test_a_guide_is_trained_on_noised_images_of_all_levels_and_counts_what_it_re
     batch = {"image": jax.random.normal(KEY, (256, 2, 2, 1)), "label": jnp.arange(256) % 3}
     objective, param = objectives.classification(), parameterization.eps()
     options = {"levels": uniform(SCHEDULE), "param": param, "objective": objective}
-    loss, metrics = guide_loss(apply, jnp.float32(2.0), batch, KEY, **options)
+    loss, metrics = guide_loss(apply, **options)(jnp.float32(2.0), batch, KEY)
     level = uniform(SCHEDULE)(stream(KEY, "levels"), 256)
     x_t = diffuse(batch["image"], jax.random.normal(stream(KEY, "noise"), (256, 2, 2, 1)), level)
     logits = np.float64(2 * readers(x_t))
@@ -87,7 +87,7 @@ def test_a_guide_is_trained_on_noised_images_of_all_levels_and_counts_what_it_re
     np.testing.assert_allclose(metrics["bin_accuracy"], np.bincount(bins, right, minlength=5))
     np.testing.assert_array_equal(told[0][0], param.cond(level))
     assert told[0][1] is not None
-    guide_loss(apply, jnp.float32(2.0), batch, KEY, dropout=False, **options)
+    guide_loss(apply, dropout=False, **options)(jnp.float32(2.0), batch, KEY)
     assert told[1][1] is None, "a test has no dropout"
 
 

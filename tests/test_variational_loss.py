@@ -29,17 +29,17 @@ def apply(params, x, noise_cond, *, cond, key=None):
 
 def hybrid(params, weight):
     options = {"levels": LEVELS, "param": PARAM, "weight": weights.constant(), "bound": TERM, "bound_weight": weight}
-    return losses.denoising_loss(apply, params, BATCH, KEY, **options)
+    return losses.denoising_loss(apply, **options)(params, BATCH, KEY)
 
 
 def simple(params):
     plain = dataclasses.replace(PARAM, variance=None)
     first = lambda *given, **named: apply(*given, **named)[..., :1]
-    return losses.denoising_loss(first, params, BATCH, KEY, levels=LEVELS, param=plain, weight=weights.constant())
+    return losses.denoising_loss(first, levels=LEVELS, param=plain, weight=weights.constant())(params, BATCH, KEY)
 
 
 def vlb(params):
-    return losses.variational_loss(apply, params, BATCH, KEY, levels=LEVELS, param=PARAM, bound=TERM)
+    return losses.variational_loss(apply, levels=LEVELS, param=PARAM, bound=TERM)(params, BATCH, KEY)
 
 
 def test_the_hybrid_loss_is_simple_plus_weight_times_the_bound():
@@ -89,7 +89,8 @@ def test_a_self_conditioned_network_is_fed_its_own_estimate_in_the_bound_too():
         seen.append(cond["x_0_hat"])
         return apply(params, x, noise_cond, cond=cond)
 
-    losses.variational_loss(told, PARAMS, BATCH, KEY, levels=LEVELS, param=PARAM, bound=TERM, self_conditioning=True)
+    loss = losses.variational_loss(told, levels=LEVELS, param=PARAM, bound=TERM, self_conditioning=True)
+    loss(PARAMS, BATCH, KEY)
     assert not seen[0].any()
     fed = jnp.abs(seen[1]).max((1, 2, 3)) > 0
     assert 0 < fed.sum() < 32

@@ -20,14 +20,13 @@ from diffusion.denoiser import network_denoiser, transformed
 from diffusion.guidance import energy
 from diffusion.keys import stream
 from diffusion.learned_schedules import LearnedSchedule
+from diffusion.losses import Loss
 from diffusion.networks.network import Inputs
 from diffusion.objectives import Objective
 from diffusion.sampling import grids
 from diffusion.schedules import Schedule
 from diffusion.training import checkpoint, ema
 from diffusion.types import AnyDenoiser, Cond, Params
-
-Loss = Callable[..., tuple[Any, dict[str, Any]]]
 
 DENOISING = ("denoising", "vlb")
 """The losses of runs that draw samples; the others are those of guides."""
@@ -79,14 +78,12 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, learned: LearnedSc
     inputs = _inputs(config, facts)
     network = with_schedule(make("network", config.network, shape=facts.shape, inputs=inputs), learned)
     guide = _guide_of(config, facts, schedule)
-    measure = _denoising(config, facts, param, weight, schedule, learned)
 
-    def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:
+    def seen(batch: Any, key: jax.Array) -> Any:
         batch = _augmented(batch, key, config)
-        if inputs.dropped:
-            batch = losses.drop_cond(batch, key, config.loss.cond_dropout, inputs.nulls)
-        return measure(network.apply, params, batch, key, levels=shared["levels"], memory=memory)
+        return losses.drop_cond(batch, key, config.loss.cond_dropout, inputs.nulls) if inputs.dropped else batch
 
+    loss = _denoising(config, facts, param, weight, schedule, learned)(network.apply, levels=shared["levels"])
     denoiser = network_denoiser(network, inputs, param, threshold=threshold, how=how)
     conditions = _conditions(reads, facts, null=reads if inputs.dropped else ())
     if guide is not None:
@@ -96,7 +93,7 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, learned: LearnedSc
         config=config,
         facts=facts,
         network=network,
-        loss=loss,
+        loss=loss.after(seen),
         conditions=conditions,
         dataset=dataset,
         sampler=sampler,
@@ -109,8 +106,8 @@ def _run(config: ConfigDict, facts: Facts | None, param: Any, learned: LearnedSc
 
 def _denoising(
     config: ConfigDict, facts: Facts, param: Any, weight: Any, schedule: Schedule, learned: LearnedSchedule | None
-) -> Loss:
-    """loss(apply, params, batch, key, *, levels, memory): L_simple, L_hybrid or L_vlb, as the config says.
+) -> Callable[..., Loss]:
+    """make(apply, *, levels) -> the loss: L_simple, L_hybrid or L_vlb, as the config says.
 
     With a fixed variance L_vlb is the bound of "large", DDPM's and the one that ancestral sampling takes by default,
     whatever sampler.variance says: the mean that is trained is the same up to the weight of each step.
@@ -133,26 +130,18 @@ def _guide(config: ConfigDict, facts: Facts | None, param: Any, **shared: Any) -
     objective = lookup.make(objectives, Objective, {"name": config.loss.name}, block="loss")
     parts.check_unused(config, ("loss", "weight", "sampler", "grid", "guidance", "evaluation"))
     parts.check_no_variance(config)
+    parts.check_one_batch(config, objective)
     dataset, facts = _data(config, facts)
     parts.augmented(config.data, facts.shape)
     inputs = Inputs(num_classes=len(facts.class_names), caption_length=facts.caption_length)
     network = make("network", config.network, returns=objective.network, shape=facts.shape, inputs=inputs)
-
-    def guide_loss(dropout: bool) -> Loss:
-        def loss(params: Params, batch: Any, key: jax.Array, memory: Any = None) -> tuple[Any, dict[str, Any]]:
-            if dropout:
-                batch = _augmented(batch, key, config)
-            options = {"levels": shared["levels"], "param": param, "objective": objective, "memory": memory}
-            return losses.guide_loss(network.apply, params, batch, key, dropout=dropout, **options)
-
-        return loss
-
+    options = {"levels": shared["levels"], "param": param, "objective": objective}
     return Guide(
         config=config,
         facts=facts,
         network=network,
-        loss=guide_loss(True),
-        test_loss=guide_loss(False),
+        loss=losses.guide_loss(network.apply, **options).after(lambda batch, key: _augmented(batch, key, config)),
+        test_loss=losses.guide_loss(network.apply, dropout=False, **options),
         conditions=_conditions((objective.reads,), facts),
         dataset=dataset,
         param=param,

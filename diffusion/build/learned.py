@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion import learned_schedules, lookup
+from diffusion import devices, learned_schedules, lookup
 from diffusion.build.parts import check_unmoved, check_unused
 from diffusion.config import make
 from diffusion.learned_schedules import LearnedSchedule
@@ -74,5 +74,4 @@ def with_schedule(network: Network, learned: LearnedSchedule | None) -> Network:
 
 def schedule_of(learned: LearnedSchedule, params: Params) -> Schedule:
     """The path of a training's parameters, float64 on the host."""
-    host = jax.device_get(params["schedule"])
-    return learned.at(jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), host))
+    return learned.at(jax.tree.map(lambda leaf: np.asarray(devices.fetch(leaf), np.float64), params["schedule"]))

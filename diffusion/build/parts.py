@@ -9,6 +9,7 @@ from diffusion import guidance, lookup, schedules
 from diffusion.config import config as default_config
 from diffusion.config import make, to_json
 from diffusion.data.dataset import Dataset
+from diffusion.objectives import Objective
 from diffusion.parameterization import LEARNED, Parameterization
 from diffusion.sampling.sampler import Sampler
 from diffusion.schedules import Schedule
@@ -145,6 +146,17 @@ def check_no_variance(config: ConfigDict) -> None:
         )
 
 
+def check_one_batch(config: ConfigDict, objective: Objective) -> None:
+    """ValueError for micro-batches of an objective that compares the rows of a batch with each other."""
+    count = config.training.microbatches
+    if count > 1 and objective.couples:
+        raise ValueError(
+            f"got training.microbatches={count} with loss.name={config.loss.name}, which compares all rows of a batch "
+            "with each other: small batches do not add up to a large one. Leave it out, and where the batch is too "
+            "large for the memory lower training.batch_size or use more devices."
+        )
+
+
 def check_learned_variance(config: ConfigDict) -> None:
     """ValueError for a sampler that is to use a learned variance where none is learned."""
     if config.sampler.get("variance") == "learned" and not config.parameterization.variance:
@@ -188,7 +200,7 @@ def open_dataset(config: ConfigDict, split: str) -> Dataset:
 def check_training(config: ConfigDict) -> None:
     """ValueError for numbers of steps, images or samples that are none."""
     training = config.training
-    for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+    for name in ("num_steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep_checkpoints"):
         if training[name] is None or training[name] < 1:
             raise ValueError(f"training.{name} is {training[name]}, expected a whole number of at least 1.")
     if training.sample_every < 0:

@@ -19,6 +19,7 @@ from diffusion.denoiser import transformed
 from diffusion.guidance import Transform, chain
 from diffusion.learned_schedules import LearnedSchedule
 from diffusion.levels import LevelSampler, adaptive
+from diffusion.losses import Loss
 from diffusion.networks.network import Network
 from diffusion.objectives import Objective, log_likelihood
 from diffusion.parameterization import Parameterization
@@ -45,7 +46,7 @@ class Facts(NamedTuple):
 class Trainable:
     """A config, built, with all that training needs. Everything but `params` is the same at every step.
 
-    loss(params, batch, key, memory=None) -> (loss, metrics); the memory is that of adaptive levels.
+    loss(params, batch, key, memory=None) -> (loss, metrics), in parts; the memory is that of adaptive levels.
     conditions: what it reads besides x_t and the level.
     dataset: the training images; None in a loaded run, which does not need them.
     params: what it is used with, the first EMA of a checkpoint; None before training.
@@ -57,7 +58,7 @@ class Trainable:
     network: Network
     levels: LevelSampler
     optimizer: Any
-    loss: Callable[..., tuple[Any, dict[str, Any]]]
+    loss: Loss
     conditions: Conditions
     dataset: Dataset | None = None
     params: Params = None
@@ -98,7 +99,7 @@ class Guide(Trainable):
 
     param: Parameterization
     objective: Objective
-    test_loss: Callable[..., tuple[Any, dict[str, Any]]]
+    test_loss: Loss
 
     def with_params(self, params: Params) -> "Guide":
         """This guide with other parameters."""

@@ -198,12 +198,12 @@ def _advice(job: Job, line: costs.Line | None) -> str:
     lines = ["a training step takes more memory than a device has. In this order:"]
     if 0 < smaller < batch_size:
         lines.append(f"  --config.training.batch_size={smaller}   {about}; it changes what is learned")
-    if "microbatches" in config.training:
-        lines.append("  --config.training.microbatches=2   or more: the same batch in parts, one after the other")
+    twice = 2 * config.training.microbatches
+    lines.append(f"  --config.training.microbatches={twice}   or more: the same batch in parts, one after the other")
     if takes("network", config.network.name, "dtype") and config.network.dtype in (None, "float32"):
         lines.append("  --config.network.dtype=bfloat16   activations take half the bytes")
-    if takes("network", config.network.name, "remat") and not config.network.remat:
-        lines.append("  --config.network.remat=True   activations are computed again instead of kept")
+    if takes("network", config.network.name, "remat") and config.network.remat != "block":
+        lines.append("  --config.network.remat=block   activations are computed again instead of kept")
     if count is not None:
         lines.append(f"  {count} devices or more, which share the batch")
     if line is not None and line.fixed >= line.limit:

@@ -64,8 +64,8 @@ class Reading:
         self.last_file = folder / "test.json"
         self._split, self._dataset = _test_set(guide)
         self._mesh = devices.data_mesh()
-        everywhere = devices.replicated(self._mesh)
-        self._measure = jax.jit(lambda *given: guide.test_loss(*given)[1], out_shardings=everywhere)
+        self._everywhere = devices.replicated(self._mesh)
+        self._measure = jax.jit(lambda *given: guide.test_loss(*given)[1], out_shardings=self._everywhere)
 
     def show(self, state: TrainState, step: int, logs: Logs) -> None:
         """A row of the log: the loss and the accuracy of the averaged parameters."""
@@ -94,7 +94,8 @@ class Reading:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        key, params, found = keys.stream(jax.random.key(seed), "test"), _averaged(state), []
+        params = devices.put(_averaged(state), self._everywhere)
+        key, found = keys.stream(jax.random.key(seed), "test"), []
         for i in range(-(-max(TEST_ROWS, len(self._dataset)) // batch_size)):
             batch = devices.from_local_rows(batches[i], self._mesh)
             found.append(jax.device_get(self._measure(params, batch, keys.at_step(key, i))))

@@ -37,7 +37,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     _make_folder(folder, job)
     run, mesh, dataset, target, shown, watched = job
     num_params = sum(leaf.size for leaf in jax.tree.leaves(target.params))
-    say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}")
+    say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}{_shares(target, mesh)}")
     training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
     key = jax.random.key(config.seed)
     with _open(folder, training.keep_checkpoints, about) as checkpoints:
@@ -103,10 +103,10 @@ class Job(NamedTuple):
 def planned(config: ConfigDict, folder: Path) -> Job:
     """The training of this config in this folder; nothing is written. Refused: with what is wrong with either."""
     try:
-        mesh = devices.data_mesh()
-        devices.check_divides(config.training.batch_size, mesh.size, "training.batch_size")
+        mesh = devices.training_mesh(config.mesh.fsdp)
         workdir.check(folder, to_json(config), to_json(default_config()))
-        run = build.build(config)
+        run, training = build.build(config), config.training
+        devices.check_divides(training.batch_size, mesh.size, "training.batch_size", training.microbatches)
         workdir.check_facts(folder, run.facts._asdict())
         return Job(
             run,
@@ -125,7 +125,9 @@ def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch: A
 
     key: the run's own, of its seed.
     """
-    step = make_train_step(run.loss, run.optimizer, run.ema_decays, ema_warmup=run.config.ema.warmup)
+    config = run.config
+    ways = {"mesh": mesh, "microbatches": config.training.microbatches, "ema_warmup": config.ema.warmup}
+    step = make_train_step(run.loss, run.optimizer, run.ema_decays, **ways)
     batch = devices.from_local_rows(batch, mesh)
     return compile_step(step, mesh, target).trace(target, batch, keys.stream(key, "train"))
 
@@ -149,6 +151,14 @@ def _open(folder: Path, keep: int, about: dict[str, Any]) -> Checkpoints:
         return Checkpoints(folder / "checkpoints", keep=keep, about=about)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
+
+
+def _shares(target: TrainState, mesh: Mesh) -> str:
+    """How much of the state each device holds, where it is shared out."""
+    if mesh.shape["fsdp"] == 1:
+        return ""
+    whole, each = states.num_bytes(target) / 1e6, states.num_bytes_each(target) / 1e6
+    return f"; a state of {whole:.3g} MB, {each:.3g} MB on each device"
 
 
 def _start(

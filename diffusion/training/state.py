@@ -35,8 +35,14 @@ def new_state(
 
 
 def shardings(state_shape: TrainState, mesh: Mesh) -> TrainState:
-    """Where each leaf of the state lives on the mesh: everything is replicated (data parallelism)."""
-    return jax.tree.map(lambda _: devices.replicated(mesh), state_shape)
+    """Where each leaf of the state lives on the mesh, as `devices.shared_out` says.
+
+    It looks at shapes alone, so the optimizer's moments and the averages lie where their parameters do. The memory of
+    the levels is not a parameter: every device reads and writes all of it.
+    """
+    everywhere = devices.replicated(mesh)
+    spread = jax.tree.map(lambda leaf: devices.shared_out(leaf.shape, mesh), state_shape)
+    return spread._replace(memory=jax.tree.map(lambda _: everywhere, state_shape.memory))
 
 
 def abstract(make_state: Callable[[jax.Array], TrainState], mesh: Mesh) -> TrainState:

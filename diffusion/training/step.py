@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from diffusion import devices, keys
+from diffusion.losses import Loss
 from diffusion.training import ema
 from diffusion.training.state import TrainState, shardings
 
@@ -15,16 +17,19 @@ TrainStep = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, A
 
 
 def make_train_step(
-    loss_fn: Callable[..., tuple[Any, dict[str, Any]]],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     ema_decays: Mapping[str, float],
     *,
+    mesh: Mesh | None = None,
+    microbatches: int = 1,
     ema_warmup: bool = False,
 ) -> TrainStep:
     """train_step(state, batch, key) -> (state, metrics), one update.
 
-    loss_fn(params, batch, key) -> (loss, metrics); ema_decays: decay by name, as in state.ema. Where state.memory is
-    not None, loss_fn is given memory=state.memory too, and the next memory is taken from metrics["memory"].
+    ema_decays: decay by name, as in state.ema. The next memory is taken from the loss's metrics.
+    mesh: over which the state is shared out, if it is.
+    microbatches: in how many pieces the batch is taken, one after another (`gradient`); it is one update all the same.
     key is the run's, the same at every step: the step's own is folded from it and state.step, so nothing
     random is carried and a resumed run repeats the uninterrupted one. metrics gains "grad_norm" (before
     clipping).
@@ -32,8 +37,9 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
         step_key = keys.at_step(key, state.step)
-        given = {} if state.memory is None else {"memory": state.memory}
-        (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch, step_key, **given)
+        grads, metrics = gradient(
+            loss, state.params, batch, step_key, memory=state.memory, mesh=mesh, microbatches=microbatches
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
@@ -43,6 +49,55 @@ def make_train_step(
         return TrainState(step, params, opt_state, averages, memory), metrics
 
     return train_step
+
+
+def gradient(
+    loss: Loss,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    *,
+    memory: Any = None,
+    mesh: Mesh | None = None,
+    microbatches: int = 1,
+) -> tuple[Any, dict[str, Any]]:
+    """(the gradient that a batch trains with, its metrics), the memory of activations being that of one micro-batch.
+
+    Micro-batch c of k takes the rows c, c + k, c + 2 k, ..., so that each device keeps the rows it has. What a loss
+    draws is drawn for the whole batch first, metrics are made of the whole batch last, and the gradients' mean is kept
+    in float32: so k micro-batches of b are one batch of k b to rounding. Dropout inside the network is the exception.
+    Its masks are drawn for whole activations, so each micro-batch has a key of its own: masks of the same distribution,
+    independent over rows and steps, but not those of k = 1.
+
+    mesh: over which the parameters are shared out; each micro-batch gathers them and shares out its gradient.
+    """
+
+    def mean_cost(params: Any, rows: Any, key: jax.Array) -> tuple[Any, Any]:
+        whole = params if mesh is None else devices.gathered(params, mesh)
+        cost, values = loss.per_sample(whole, rows, key)
+        return cost.mean(), (cost, values)
+
+    of_rows = jax.grad(mean_cost, has_aux=True)
+    rows = loss.draw(batch, key, memory)
+    if microbatches == 1:
+        grads, (cost, values) = of_rows(params, rows, key)
+    else:
+        grads, (cost, values) = _in_turn(of_rows, params, rows, keys.stream(key, "micro-batches"), microbatches)
+    metrics = {"loss": cost.mean(), **loss.measure(params, rows, values, memory)}
+    return loss.finish(grads, values), metrics
+
+
+def _in_turn(of_rows: Callable[..., Any], params: Any, rows: Any, key: jax.Array, k: int) -> tuple[Any, Any]:
+    """of_rows(params, rows, key) -> (gradient, [rows] values) for k parts of the rows: (the mean, all in order)."""
+
+    def add(total: Any, part: tuple[Any, Any]) -> tuple[Any, Any]:
+        grads, values = of_rows(params, part[1], keys.at_step(key, part[0]))
+        return jax.tree.map(lambda so_far, new: so_far + new / k, total, grads), values
+
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, k, *leaf.shape[1:]).swapaxes(0, 1), rows)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros_like(leaf, jnp.float32), params)
+    grads, values = jax.lax.scan(add, nothing, (jnp.arange(k), parts))
+    return grads, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), values)
 
 
 def compile_step(step: TrainStep, mesh: Mesh, state_shape: TrainState) -> Any:

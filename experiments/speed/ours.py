@@ -31,8 +31,8 @@ def train_step(batch_size: int, dtype: str = "float32") -> Callable[[], None]:
 
     def loss(params: Any, batch: Any, key: jax.Array) -> Any:
         param, weight = parameterization.eps(), weights.constant()
-        return losses.denoising_loss(
-            network.apply, params, batch, key, levels=level_sampler, param=param, weight=weight
+        return losses.denoising_loss(network.apply, levels=level_sampler, param=param, weight=weight)(
+            params, batch, key
         )[0]
 
     def step(state: Any, batch: Any, key: jax.Array) -> Any:

@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from diffusion import devices
+from diffusion.losses import Loss
 from diffusion.training import ema, logs, optim, state
 from diffusion.training.checkpoint import Checkpoints, load_params
 from diffusion.training.logs import Logs, NonFiniteLoss, summarize
@@ -77,11 +78,12 @@ class TestOptim:
             optim.adam(**options)
 
 
-def quadratic(params, batch, key):
-    """A loss whose noise depends on the key."""
-    loss = jnp.mean((params["w"] - batch["x"] - 0.1 * jax.random.normal(key, batch["x"].shape)) ** 2)
-    return loss, {"loss": loss}
-
+QUADRATIC = Loss(
+    draw=lambda batch, key, memory: batch["x"] + 0.1 * jax.random.normal(key, batch["x"].shape),
+    per_sample=lambda params, rows, key: ((params["w"] - rows) ** 2, {}),
+    measure=lambda params, rows, values, memory: {},
+)
+"""A loss whose noise depends on the key."""
 
 OPTIMIZER = optim.adam(0.1, clip_norm=1.0)
 DECAYS = {"0.5": 0.5}
@@ -93,11 +95,11 @@ def new(key):
 
 class TestStep:
     def test_one_update_by_hand(self):
-        step = make_train_step(quadratic, OPTIMIZER, DECAYS)
+        step = make_train_step(QUADRATIC, OPTIMIZER, DECAYS)
         before = new(jax.random.key(0))
         batch = {"x": jnp.array([1.0, 2.0])}
         after, metrics = step(before, batch, jax.random.key(5))
-        grad = jax.grad(lambda p: quadratic(p, batch, jax.random.fold_in(jax.random.key(5), 0))[0])(before.params)["w"]
+        grad = jax.grad(lambda p: QUADRATIC(p, batch, jax.random.fold_in(jax.random.key(5), 0))[0])(before.params)["w"]
         assert float(metrics["grad_norm"]) == pytest.approx(abs(float(grad)), rel=1e-6)
         assert float(after.params["w"] - before.params["w"]) == pytest.approx(-0.1 * np.sign(grad), rel=1e-4)
         assert float(after.ema["0.5"]["w"]) == pytest.approx((float(before.params["w"]) + float(after.params["w"])) / 2)
