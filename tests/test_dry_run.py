@@ -151,11 +151,11 @@ class TestVerdict:
         def without_numbers(*given):
             run = original(*given)
 
-            def loss(params, batch, key, memory=None):
-                value, metrics = run.loss(params, batch, key)
-                return value * np.nan, metrics | {"loss": value * np.nan}
+            def per_sample(*given):
+                cost, values = run.loss.per_sample(*given)
+                return cost * np.nan, values
 
-            return dataclasses.replace(run, loss=loss)
+            return dataclasses.replace(run, loss=dataclasses.replace(run.loss, per_sample=per_sample))
 
         monkeypatch.setattr(build, "build", without_numbers)
         with pytest.raises(NonFiniteLoss, match="step 1: loss nan"):

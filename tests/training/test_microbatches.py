@@ -11,7 +11,7 @@ from diffusion.losses import Loss
 from diffusion.training import optim
 from diffusion.training.state import new_state
 from diffusion.training.step import gradient, make_train_step
-from tests.test_config import noisy
+from tests.laws import noisy
 
 KEY = jax.random.key(3)
 MLP = {"name": "mlp", "channels": 8, "num_blocks": 1}
