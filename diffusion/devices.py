@@ -182,7 +182,7 @@ def remember_compilations() -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     kind = hashlib.sha256(" ".join(_processor()).encode()).hexdigest()[:8]
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "diffusion" / "compiled" / kind
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "diffusion" / "compiled" / kind
     jax.config.update("jax_compilation_cache_dir", str(cache))
 
 

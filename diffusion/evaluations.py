@@ -30,18 +30,19 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
     file = Path(folder).expanduser() / FILE
     if not file.exists():
         return []
-    rows = []
+    rows: dict[str, dict[str, Any]] = {}
     for line in file.read_text().splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the process died in the middle of this line; its JSON file is made again
+            row = json.loads(line)
+        except json.JSONDecodeError:  # the process died in the middle of this line; the same command adds it again
             continue
-    return rows
+        rows[row["file"]] = row  # measured again after its file was deleted: the last one counts
+    return list(rows.values())
 
 
 def append(folder: Path, row: Row) -> None:
-    """Adds a row to the run's table, unless the evaluation of that file is there."""
-    if any(there["file"] == row["file"] for there in read(folder)):
+    """Adds a row to the run's table, unless it is there; it takes the place of another one of the same file."""
+    if row in read(folder):
         return
     with open(folder / FILE, "a+b") as file:  # appended, never rewritten: several jobs may evaluate one run at once
         file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
@@ -90,11 +91,12 @@ def words(protocol: Mapping[str, Any]) -> str:
 def way(row: Row) -> str:
     """How a row's samples were drawn, in a few words."""
     default = {"scale": 1.0, "rescale": 0.0, "plus_plus": False, "guide_scale": 1.0}
-    sampler = {k: v for k, v in row["sampler"].items() if k not in ("name", "threshold")}
+    sampler = {k: v for k, v in row["sampler"].items() if k != "name" and (k, v) != ("threshold", "clip")}
+    grid = {k: v for k, v in row["grid"].items() if k not in ("name", "num_steps")}
     guidance = {k: v for k, v in row["guidance"].items() if v not in (None, "") and v != default.get(k)}
     parts = [
         row["sampler"]["name"] + (f" ({_listed(sampler)})" if sampler else ""),
-        f"{row['num_steps']} steps, {row['grid']['name']}",
+        f"{row['num_steps']} steps, {row['grid']['name']}" + (f" ({_listed(grid)})" if grid else ""),
         "NFE chosen while it runs" if row["nfe"] is None else f"NFE {row['nfe']}",
         *([f"guidance {_listed(guidance)}"] if guidance else []),
         *[f"{name} {row[name]}" for name in ("labels", "prompts") if row.get(name)],

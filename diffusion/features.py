@@ -109,7 +109,8 @@ def inception(weights: str | None = None, own_weights: bool = False, batch_size:
         "preprocessing": "bytes / 255, bilinear to 299x299 (align_corners=False, no antialiasing), 2 x - 1",
         "logits": "without bias",
     }
-    return Extractor("inception", fingerprint, _batched(network.apply, params, batch_size))
+    name = "inception" if sha256 == INCEPTION_WEIGHTS.sha256 else "own_inception"  # FID is a number of the published
+    return Extractor(name, fingerprint, _batched(network.apply, params, batch_size))
 
 
 def raw_pixels() -> Extractor:

@@ -6,6 +6,7 @@ do not say what they were made of.
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,7 +77,7 @@ def read(path: str | Path) -> Reference:
         raise FileNotFoundError(f"there is no reference at {path}. {HOW_TO_MAKE}")
     try:
         statistics, facts = moments.read(path)
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no reference: {error}") from error
     with path.open("rb") as content:
         return Reference(path, statistics, facts, hashlib.file_digest(content, "sha256").hexdigest())

@@ -4,7 +4,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +28,14 @@ class Draw(NamedTuple):
     folder: Path
 
 
-def check_space(draw: Draw) -> None:
-    """OSError where the disk has no room for the samples."""
-    needed = draw.num_samples * int(np.prod(draw.run.shape))
-    there = next(place for place in (draw.folder, *draw.folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+def check_space(draws: Sequence[Draw]) -> None:
+    """OSError where the disk has no room for the samples that are not there yet."""
+    missing = [max(draw.num_samples - sum(part.size for part in _parts(draw.folder)), 0) for draw in draws]
+    needed = sum(count * int(np.prod(draw.run.shape)) for draw, count in zip(draws, missing, strict=True))
+    free = shutil.disk_usage(draws[0].folder).free
     if free < needed:
         raise OSError(
-            f"{draw.num_samples} samples take {needed / 1e9:.3f} GB, and the disk of {draw.folder} has "
+            f"{sum(missing)} samples take {needed / 1e9:.3f} GB, and the disk of {draws[0].folder} has "
             f"{free / 1e9:.3f} GB left. Free some space, or draw fewer: num_samples."
         )
 
@@ -77,6 +77,10 @@ def kept(draw: Draw) -> Iterator[np.ndarray]:
         first += part.size
         if first >= draw.num_samples:
             return
+    raise RuntimeError(
+        f"{draw.folder} holds {first} of {draw.num_samples} samples that were drawn: another job has changed it. "
+        "Let one job at a time draw in one way; the same command goes on."
+    )
 
 
 def _generate(draw: Draw, cond: Mapping[str, Any], first: int, size: int) -> np.ndarray:
@@ -106,6 +110,6 @@ def _parts(folder: Path) -> list[_Part]:
 
 def _keep(file: Path, arrays: Mapping[str, Any]) -> None:
     """Writes a part atomically."""
-    new = file.with_name(f"{file.name}.new.npz")
+    new = file.with_name(f"{file.name}.{os.getpid()}.new.npz")
     np.savez(new, **arrays)
     os.replace(new, file)

@@ -183,29 +183,35 @@ def _say_speed(speed: Speed, arithmetic: int, job: Job, folder: Path) -> None:
 
 
 def _line(job: Job, peak: int, limit: int) -> costs.Line:
-    held, params = states.num_bytes_each(job.target), states.num_bytes_each(job.target.params)
+    held, params = states.num_bytes_each(job.target), states.num_bytes(job.target.params)  # gathered for a step
     return costs.line(peak, held, params, job.run.config.training.batch_size, job.mesh.size, limit)
 
 
 def _advice(job: Job, line: costs.Line | None) -> str:
     """What to change where a step takes too much memory, by estimate where there is one."""
     config, batch_size = job.run.config, job.run.config.training.batch_size
-    smaller, about = batch_size // 2 // job.mesh.size * job.mesh.size, "half; then try again"
+    smaller, about, parts = batch_size // 2, "half; then try again", job.mesh.size * config.training.microbatches
     count: int | None = 2 * job.mesh.size
     if line is not None:
         smaller, about = line.largest_batch(), "should fit"
         count = line.fewest_devices(batch_size)
     lines = ["a training step takes more memory than a device has. In this order:"]
+    smaller = smaller // parts * parts
     if 0 < smaller < batch_size:
         lines.append(f"  --config.training.batch_size={smaller}   {about}; it changes what is learned")
-    twice = 2 * config.training.microbatches
-    lines.append(f"  --config.training.microbatches={twice}   or more: the same batch in parts, one after the other")
+    if batch_size % (2 * parts) == 0 and config.loss.name != "contrastive":
+        twice = 2 * config.training.microbatches
+        lines.append(
+            f"  --config.training.microbatches={twice}   or more: the same batch in parts, one after the other"
+        )
     if takes("network", config.network.name, "dtype") and config.network.dtype in (None, "float32"):
         lines.append("  --config.network.dtype=bfloat16   activations take half the bytes")
     if takes("network", config.network.name, "remat") and config.network.remat != "block":
         lines.append("  --config.network.remat=block   activations are computed again instead of kept")
     if count is not None:
         lines.append(f"  {count} devices or more, which share the batch")
+    if line is not None and line.fixed >= line.limit and job.mesh.size > config.mesh.fsdp:
+        lines.append(f"  --config.mesh.fsdp={job.mesh.size}   the devices share the state out")
     if line is not None and line.fixed >= line.limit:
         lines.append(
             f"  a smaller network: state, gradients and updates alone take {quantity(line.fixed, 'B')} on each device"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion import build, evaluations, measuring, workdir
+from diffusion import build, devices, evaluations, measuring, workdir
 from diffusion.commands import draws, outputs
 from diffusion.commands.console import Refused, say
 from diffusion.commands.draws import Draw
@@ -63,12 +63,13 @@ def evaluate(
         if num_samples < 2 or batch_size < 1:
             raise ValueError(f"got num_samples={num_samples}, batch_size={batch_size}; expected at least 2 and 1.")
         asked = outputs.asked(labels, prompts)
-        drawings = [_drawing(folder, way, asked, seed, num_samples) for way in ways]
+        made = [_drawing(folder, way, asked, seed, num_samples) for way in ways]
+        drawings = list({draw.folder: draw for draw in made}.values())
         how = measured_with(reference, metrics, features, weights)
         measuring.check(how.extractor, how.metrics, drawings[0].run.shape)
         for draw in drawings:
             draw.folder.mkdir(parents=True, exist_ok=True)
-            draws.check_space(draw)
+        draws.check_space(drawings)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
     if how.reference is not None and not how.reference.facts:
@@ -107,7 +108,7 @@ def _measured(folder: Path, draw: Draw, how: Measured, batch_size: int) -> list[
     """Draws, gathers and computes what no JSON holds yet; the JSONs of all metrics."""
     protocols = [how.protocol(chosen, draw.num_samples) for chosen in how.metrics]
     files = [draw.folder / _name(protocol) for protocol in protocols]
-    todo = [i for i, file in enumerate(files) if not file.exists()]
+    todo = [i for i, file in enumerate(files) if not devices.of_first_process(file.exists())]
     if todo:
         drawing = draws.drawn(draw, batch_size)
         start = time.perf_counter()

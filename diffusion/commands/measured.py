@@ -49,7 +49,7 @@ def measured_with(
         raise ValueError(f"the metric {needing[0]} needs a reference. {references.HOW_TO_MAKE}")
     against = None if reference is None else references.read(reference)
     made_with = references.made_with(against)
-    name = features or made_with["name"] or "inception"
+    name = features or str(made_with["name"])
     extractor = make_extractor(name, weights or (made_with["weights"] if name == made_with["name"] else None))
     how = Measured(extractor, chosen, against)
     if against is not None:

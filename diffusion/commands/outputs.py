@@ -71,7 +71,8 @@ def file_name(made: Mapping[str, Any]) -> str:
     if "guide" in guidance:
         path = Path(guidance["guide"]).expanduser().resolve()
         guidance["guide"] = f"{path.name}{made['guide_step']}-{_hash(path)}"
-    labels = {"label": made["labels"]} if made["labels"] else {}
+    few = len(made["labels"] or ()) <= 10
+    labels = {"label": made["labels"] if few else f"labels{_hash(made['labels'])}"} if made["labels"] else {}
     labels |= {"prompt": _slug(made["prompts"])} if made["prompts"] else {}
     count = [f"n{made['num_samples']}"] if "num_samples" in made else []
     counts = [f"{made['num_steps']}steps", *count, f"seed{made['seed']}", f"checkpoint{made['checkpoint_step']}"]

@@ -67,10 +67,10 @@ def ref_stats(
     summed = [name for name in SUMMED if name in given]
     gathered = measuring.gather(_images(dataset, progress=True), extractor, statistics=summed, **kept)
     if jax.process_index() == 0:
-        references.write(file, gathered, facts)
         seconds = time.perf_counter() - start
         where = weights if weights is None or "://" in weights else str(Path(weights).expanduser().resolve())
         workdir.write(folder, "reference.json", {**facts, "weights": where, "seconds": seconds, **provenance()})
+        references.write(file, gathered, facts)  # last: while it is missing, the same command makes both
         say(f"{len(dataset)} {split} images of {config.data.name} in {seconds:.1f} s: {file}")
     return file
 

@@ -90,7 +90,8 @@ def _train(point: Point, base: Path) -> bool:
         try:
             done = train(point.config, folder)
         except Exception as error:
-            folders.record(point, base, "failed", f"{type(error).__name__}: {error}")
+            with contextlib.suppress(OSError):  # a full disk has no room for this either, and its own words matter
+                folders.record(point, base, "failed", f"{type(error).__name__}: {error}")
             raise
         folders.record(point, base, "done" if done else "stopped")
     return done

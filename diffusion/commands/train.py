@@ -40,15 +40,17 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}{_shares(target, mesh)}")
     training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
     key = jax.random.key(config.seed)
-    with _open(folder, training.keep_checkpoints, about) as checkpoints:
+    with _open(folder, training.keep_checkpoints, about, watched) as checkpoints:
         state = _start(run, checkpoints, target, key, mesh)
         first_step = int(state.step)
         if first_step >= training.num_steps:
             say(f"nothing to train: the run in {folder} has done {first_step} of {training.num_steps} steps.")
             if not shown.last_file.exists():
-                shown.finish(state)
+                with _explained(folder):
+                    shown.finish(state)
             return True
-        logs = Logs(folder, first_step=first_step, tensorboard=config.logging.tensorboard)
+        with _explained(folder):
+            logs = Logs(folder, first_step=first_step, tensorboard=config.logging.tensorboard)
         step = _compiled(run, mesh, target, dataset[first_step], key)
         recorder = Recorder(
             logs,
@@ -70,13 +72,13 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
             ),
         ]
         train_key = keys.stream(key, "train")
-        with _explained(checkpoints, folder), contextlib.closing(logs):
+        with _explained(folder), _complete(checkpoints), contextlib.closing(logs):
             state = fit(step, state, dataset, key=train_key, num_steps=training.num_steps, mesh=mesh, hooks=hooks)
-        checkpoints.wait()
     if int(state.step) < training.num_steps:
         say(f"stopped at step {int(state.step)} and saved it in {folder}; the same command continues.")
         return False
-    shown.finish(state)
+    with _explained(folder):
+        shown.finish(state)
     return True
 
 
@@ -145,10 +147,11 @@ def _make_folder(folder: Path, job: Job) -> None:
         raise Refused(str(error)) from error
 
 
-def _open(folder: Path, keep: int, about: dict[str, Any]) -> Checkpoints:
+def _open(folder: Path, keep: int, about: dict[str, Any], watched: Watch | None) -> Checkpoints:
     """The run's checkpoints; Refused where all of them are damaged."""
     try:
-        return Checkpoints(folder / "checkpoints", keep=keep, about=about)
+        measured = "" if watched is None else watched.measured
+        return Checkpoints(folder / "checkpoints", keep=keep, measured=measured, about=about)
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
 
@@ -170,7 +173,7 @@ def _start(
         return states.create(run.new_state, keys.stream(key, "init"), mesh)
     state = checkpoints.restore(target)
     averages = ", ".join(target.ema)
-    say(f"restored step {step} from {checkpoints.folder}: parameters, optimizer state, EMA ({averages}).")
+    say(f"restored step {int(state.step)} from {checkpoints.folder}: parameters, optimizer state, EMA ({averages}).")
     return state
 
 
@@ -183,22 +186,30 @@ def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch
 
 
 @contextlib.contextmanager
-def _explained(checkpoints: Checkpoints, folder: Path) -> Iterator[None]:
+def _explained(folder: Path) -> Iterator[None]:
     """Says of a loss that is not finite, and of a full disk, what is left and what helps."""
     try:
         yield
     except NonFiniteLoss as error:
         raise NonFiniteLoss(
-            f"{error} Training stopped; {_kept(checkpoints, folder)}. The same command would meet the same numbers "
+            f"{error} Training stopped; {_kept(folder)}. The same command would meet the same numbers "
             "again: train with a lower optimizer.learning_rate or a positive optimizer.clip_norm in another --workdir."
         ) from None
     except OSError as error:
         if isinstance(error, workdir.DiskFull) or not workdir.is_full(error):
             raise
-        raise workdir.DiskFull(workdir.full(folder, f"{error}; {_kept(checkpoints, folder)}")) from error
+        raise workdir.DiskFull(workdir.full(folder, f"{error}; {_kept(folder)}")) from error
 
 
-def _kept(checkpoints: Checkpoints, folder: Path) -> str:
-    checkpoints.wait()
-    step = checkpoints.latest_step()
-    return "there was no checkpoint yet" if step is None else f"the last good checkpoint, step {step}, is in {folder}"
+@contextlib.contextmanager
+def _complete(checkpoints: Checkpoints) -> Iterator[None]:
+    """Ends when the last save is complete, however training ends."""
+    try:
+        yield
+    finally:
+        checkpoints.wait()
+
+
+def _kept(folder: Path) -> str:
+    steps = workdir.saved_steps(folder)
+    return f"the last good checkpoint, step {steps[-1]}, is in {folder}" if steps else "there was no checkpoint yet"

@@ -1,12 +1,15 @@
 """A cheap evaluation while a run is trained: few samples in few steps, so that the best checkpoint can be kept."""
 
 import dataclasses
+import math
 from typing import Any
 
-from diffusion import build, measuring, sampling
+import numpy as np
+
+from diffusion import build, evaluations, measuring, sampling
 from diffusion.commands.console import say
 from diffusion.commands.measured import Measured, measured_with
-from diffusion.config import switch
+from diffusion.config import switch, to_json
 from diffusion.data.scaling import to_uint8
 from diffusion.training.logs import Logs
 from diffusion.training.state import TrainState
@@ -21,12 +24,22 @@ class Watch:
         self._count = block.num_samples
         self._num_steps = block.num_steps if chain is None else min(block.num_steps, chain)
 
+    @property
+    def measured(self) -> str:
+        """What two scores must share to compare, in a word."""
+        protocol = self._how.protocol(self._how.metrics[0], self._count)
+        sampler = to_json(self._run.config)["sampler"]
+        return evaluations.protocol_hash({**protocol, "sampler": sampler, "num_steps": self._num_steps})
+
     def score(self, state: TrainState, step: int, logs: Logs) -> float:
         """The metric's first number, the lower the better, after a row of the log with all of them."""
         run = self._run.with_params(next(iter(state.ema.values())))
         given: dict[str, Any] = {"seed": run.config.seed, "cond": run.cond(self._count), "num_steps": self._num_steps}
-        images = to_uint8(sampling.generate(run, num_samples=self._count, **given))
-        chosen = self._how.metrics[0]
+        drawn = sampling.generate(run, num_samples=self._count, **given)
+        if not np.isfinite(drawn).all():
+            say(f"step {step}: not evaluated, its samples are not finite")
+            return math.inf
+        images, chosen = to_uint8(drawn), self._how.metrics[0]
         gathered = measuring.gather([images], self._how.extractor, **measuring.needed([chosen]))
         found = measuring.numbers(chosen, gathered, self._how.against(chosen))
         way = f"{run.config.sampler.name}_{self._num_steps}_steps"

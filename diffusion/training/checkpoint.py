@@ -6,6 +6,7 @@ digests included, and loses it before its first file is removed.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -35,22 +36,26 @@ class Checkpoints:
     """The checkpoints of one run; use it as a context manager, which waits for writes that are under way.
 
     folder: where the steps lie. keep: how many of the newest ones are kept, and beside them the one with the lowest
-    score. about: what is stored beside each state (config, versions, commit), as JSON.
+    score. measured: how scores are measured, in a word; only those of the same word compare, and "" is the word of the
+    newest score there is. about: what is stored beside each state (config, versions, commit), as JSON.
 
     Damaged checkpoints are moved aside with a warning, so that training goes on from the one before. ValueError where
     all are damaged: then nothing is moved.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 3, about: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, keep: int = 3, measured: str = "", about: Mapping[str, Any] | None = None
+    ) -> None:
         _quieten_orbax()
         self.folder = Path(folder).resolve()
         self.about = dict(about or {}) | {"digests": digests.NAME}
         self._saving, self._bytes = 0, 0
         _set_damaged_aside(self.folder)
+        self._measured = measured or _last_measured(_scores(self.folder))
         # folders are made before a save returns: where that fails in a thread, other threads wait for it for 20 minutes
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation(keep),
-            best_fn=_score,
+            preservation_policy=preservation(keep, self._measured),
+            best_fn=functools.partial(_score, measured=self._measured),
             best_mode="min",
             cleanup_tmp_directories=True,
             todelete_subdir=DELETED,
@@ -88,7 +93,7 @@ class Checkpoints:
                 "about": ocp.args.JsonSave(self.about),
                 "pending": ocp.args.JsonSave({"updates": [_to_json(metrics) for metrics in pending]}),
             }
-            metrics = {"score": score if math.isfinite(score) else math.inf}
+            metrics = {"score": score if math.isfinite(score) else math.inf, "measured": self._measured}
             with self._room():
                 self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
@@ -154,31 +159,47 @@ class Checkpoints:
             raise workdir.DiskFull(workdir.full(self.folder, what)) from error
 
 
-def preservation(keep: int) -> Any:
-    """Orbax's policy that keeps the newest `keep`, and the newest of those with the lowest score."""
+def preservation(keep: int, measured: str = "") -> Any:
+    """Orbax's policy that keeps the newest `keep`, and the newest of those with the lowest score `measured` so."""
     managers = ocp.checkpoint_managers
-    best = managers.BestN(get_metric_fn=_score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
+    score = functools.partial(_score, measured=measured)
+    best = managers.BestN(get_metric_fn=score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
     return managers.AnyPreservationPolicy([managers.LatestN(keep), best])
 
 
 def best_step(folder: Path) -> int | None:
-    """The step of the checkpoint with the lowest score; None where none was measured.
+    """The step of the checkpoint with the lowest score of those measured as the newest was; None where none was.
 
     ValueError where a score is damaged, since the best is not known then.
     """
-    scores = {}
     for step in workdir.steps_in(folder):
         place = Path(folder) / str(step)
         if wrong := _damage(place, within="metrics/"):
             raise ValueError(f"the score of {place} is damaged ({wrong}), so the best is not known: name a step.")
-        if (place / "metrics" / "metrics").exists():
-            scores[step] = _score(json.loads((place / "metrics" / "metrics").read_text()))
+    found = _scores(folder)
+    scores = {step: _score(metrics, _last_measured(found)) for step, metrics in found.items()}
     best = min(scores, key=lambda step: (scores[step], -step), default=None)
     return best if best is not None and math.isfinite(scores[best]) else None
 
 
-def _score(metrics: Mapping[str, Any]) -> float:
-    return metrics["score"]
+def _scores(folder: Path) -> dict[int, Mapping[str, Any]]:
+    """What is saved of each checkpoint's score, by step."""
+    files = {step: Path(folder) / str(step) / "metrics" / "metrics" for step in workdir.steps_in(folder)}
+    return {step: json.loads(file.read_text()) for step, file in files.items() if file.exists()}
+
+
+def _last_measured(scores: Mapping[int, Mapping[str, Any]]) -> str:
+    """How the newest score was measured; "" where there is none."""
+    return next((scores[s].get("measured", "") for s in sorted(scores, reverse=True) if _finite(scores[s])), "")
+
+
+def _finite(metrics: Mapping[str, Any]) -> bool:
+    return math.isfinite(metrics["score"])
+
+
+def _score(metrics: Mapping[str, Any], measured: str) -> float:
+    """The score, or infinity for one that was measured in another way."""
+    return metrics["score"] if metrics.get("measured", "") == measured else math.inf
 
 
 def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | None = None) -> tuple[Params, int]:
@@ -224,9 +245,12 @@ def _damage(checkpoint: Path, within: str = "") -> str:
     except digests.Damaged as error:
         return str(error)
     except FileNotFoundError:
-        with contextlib.suppress(OSError, ValueError):
-            if "digests" in json.loads((checkpoint / "about" / "metadata").read_text()):
-                return f"{digests.NAME} is missing"
+        try:
+            about = json.loads((checkpoint / "about" / "metadata").read_text())
+        except (OSError, ValueError):
+            return "about/metadata is missing or damaged"
+        if "digests" in about:
+            return f"{digests.NAME} is missing"
         if not within:
             warnings.warn(f"{checkpoint} is older than digests are, so it was not verified.", stacklevel=2)
     return ""

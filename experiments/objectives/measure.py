@@ -14,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diffusion import evaluations
+from diffusion import evaluations, measuring, references
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {
@@ -55,29 +55,31 @@ def place(runs, variant, seed):
     return runs / f"{variant}_seed{seed}"
 
 
-def rows_of(runs, variant, seeds, num_samples, way):
-    """The rows of this way of drawing, by protocol, one for each seed."""
+def row_of(runs, variant, seed, num_samples, way, options, reference):
+    """The one row of this model, way of drawing and metric, against this reference."""
     sampler, num_steps = (flag.partition("=")[2] for flag in way)
-    found = {}
-    for seed in range(seeds):
-        for row in evaluations.read(place(runs, variant, seed)):
-            drawn = (row["sampler"]["name"], str(row["num_steps"]), row["seed"], row["protocol"]["num_samples"])
-            if drawn == (sampler, num_steps, seed, num_samples):
-                found.setdefault(row["protocol_hash"], []).append(row)
-    return found
+    asked = (sampler, num_steps, seed, num_samples, dict(options), reference)
+    found = []
+    for row in evaluations.read(place(runs, variant, seed)):
+        protocol = row["protocol"]
+        drawn = (row["sampler"]["name"], str(row["num_steps"]), row["seed"], protocol["num_samples"])
+        if (*drawn, protocol["metric"], (protocol["reference"] or {}).get("sha256")) == asked:
+            found.append(row)
+    if len(found) != 1:
+        raise ValueError(f"{variant}, seed {seed}: {len(found)} rows for {asked}, expected 1. Delete what is too much.")
+    return found[0]
 
 
 def table(runs, seeds, num_samples):
     """Yields lines: mean and standard deviation over seeds of each number, for each variant and way of drawing."""
-    head = None
+    reference, head = references.read(runs / "reference").hash, None
     for way in WAYS:
         for variant, name in NAMES.items():
-            found = rows_of(runs, variant, seeds, num_samples, way)
             numbers = {}
-            for rows in found.values():
+            for options in (measuring.choose(metric).options for metric in METRICS):
+                rows = [row_of(runs, variant, s, num_samples, way, options, reference) for s in range(seeds)]
                 evaluations.table(rows)  # refuses rows of several protocols
-                for label in rows[0]["values"]:
-                    numbers[label] = [row["values"][label] for row in rows]
+                numbers |= {label: [row["values"][label] for row in rows] for label in rows[0]["values"]}
             if head is None:
                 head = [label for label in numbers if "error" not in label]
                 yield f"| model | drawn by | {' | '.join(head)} |"

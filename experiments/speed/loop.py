@@ -18,19 +18,18 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 
 COMPILE = """
-import time, jax
-from diffusion import build, devices, keys
+import time, jax, numpy as np
+from diffusion import build, devices
 from diffusion.config import config
 from diffusion.training import state as states
-from diffusion.training.step import compile_step, make_train_step
+from diffusion.commands.train import traced
 
 run = build.build(config(training={"num_steps": 1}), build.Facts((32, 32, 3), 256, ()))
-mesh = devices.data_mesh()
+mesh = devices.training_mesh()
 target = states.abstract(run.new_state, mesh)
-batch = {"image": jax.ShapeDtypeStruct((8, 32, 32, 3), "float32", sharding=devices.split(mesh))}
+batch = {"image": np.zeros((8, 32, 32, 3), np.float32)}
 start = time.perf_counter()
-step = make_train_step(run.loss, run.optimizer, run.ema_decays)
-compile_step(step, mesh, target).lower(target, batch, keys.stream(jax.random.key(0), "train")).compile()
+traced(run, mesh, target, batch, jax.random.key(0)).lower().compile()
 print(time.perf_counter() - start)
 """
 
@@ -57,21 +56,20 @@ def overhead(turns, num_steps):
 
     from configs.ddpm_digits import get_config
     from diffusion import build, devices, keys
+    from diffusion.commands.train import traced
     from diffusion.training import state as states
     from diffusion.training.checkpoint import Checkpoints
     from diffusion.training.hooks import Recorder, saver
     from diffusion.training.logs import Logs
     from diffusion.training.loop import fit
-    from diffusion.training.step import compile_step, make_train_step
 
     config = get_config()
-    run, mesh = build.build(config), devices.data_mesh()
+    run, mesh = build.build(config), devices.training_mesh()
     target = states.abstract(run.new_state, mesh)
     key = keys.stream(jax.random.key(0), "train")
     stream = run.batches()
     batch = devices.from_local_rows(stream[0], mesh)
-    step = make_train_step(run.loss, run.optimizer, run.ema_decays, ema_warmup=True)
-    step = compile_step(step, mesh, target).lower(target, batch, key).compile()
+    step = traced(run, mesh, target, stream[0], jax.random.key(0)).lower().compile()
 
     def alone(state):
         start = time.perf_counter()
