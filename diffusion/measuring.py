@@ -79,8 +79,8 @@ class Gathered(NamedTuple):
         return (self.statistics if metric.keeps == "statistics" else self.features)[metric.reads]
 
 
-def check(extractor: Extractor, asked: Sequence[Chosen], shape: tuple[int, ...]) -> set[str]:
-    """The outputs of the extractor; ValueError where it does not take such images (h, w, c), or a metric reads others.
+def check(extractor: Extractor, asked: Sequence[Chosen], shape: tuple[int, ...]) -> dict[str, int]:
+    """The outputs of the extractor and their widths; ValueError where it does not take such images (h, w, c), or a metric reads others.
 
     It extracts one black image, which also compiles it.
     """
@@ -95,7 +95,7 @@ def check(extractor: Extractor, asked: Sequence[Chosen], shape: tuple[int, ...])
                 f"{extractor.name} gives {', '.join(sorted(found))}, but the metric {options['name']} reads "
                 f"{metric.reads}; use another extractor, such as inception."
             )
-    return set(found)
+    return {name: rows.shape[1] for name, rows in found.items()}
 
 
 def gather(

@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 
 from diffusion import build, commands, devices, evaluations, features, flags, references, sampling
 from diffusion.commands import draws
+from diffusion.commands.watching import watch
 from diffusion.config import config
 from diffusion.data.scaling import to_uint8, to_unit_range
 from diffusion.metrics.frechet import frechet_distance
 from diffusion.metrics.moments import Statistics
+from diffusion.training.logs import Logs
 
 RUN = {
     "schedule": {"name": "cosine_alpha_bar", "num_steps": 12},
@@ -208,6 +210,27 @@ class TestNumbers:
         assert "is damaged" in capsys.readouterr().out
         assert values(file) == before
 
+    def test_samples_that_another_job_took_away_are_missed(self, root, monkeypatch):
+        whole = draws.drawn
+
+        def robbed(draw, batch_size):
+            seconds = whole(draw, batch_size)
+            (draw.folder / "00000008.npz").unlink()
+            return seconds
+
+        monkeypatch.setattr(draws, "drawn", robbed)
+        with pytest.raises(RuntimeError, match=f"holds 8 of {COUNT} samples"):
+            evaluate(root, batch_size=8)
+        assert evaluations.read(root / "run") == []
+
+    def test_a_number_measured_again_takes_the_place_of_the_old_one(self, root):
+        [file] = evaluate(root)
+        made = json.loads(file.read_text())
+        file.write_text(json.dumps(made | {"values": {f"frechet_raw_pixels@{COUNT}": 1.0}}))
+        evaluate(root)
+        [row] = evaluations.read(root / "run")
+        assert row["values"] == {f"frechet_raw_pixels@{COUNT}": 1.0}
+
     def test_one_device_is_eight_devices(self, root, monkeypatch):
         [file] = evaluate(root, metrics=["frechet"])
         there = values(file)
@@ -235,6 +258,8 @@ class TestRefusals:
             ({"metrics": ["is"]}, "reads logits"),
             ({"metrics": ["sfid"]}, "no statistics of 'spatial'"),
             ({"num_samples": 1}, "expected at least 2"),
+            ({"metrics": ["kid"]}, "needs 1000 samples or more, got 40"),
+            ({"metrics": ["precision_recall:k=40"]}, "needs 41 samples or more"),
             ({"ways": [commands.Way(num_steps=13)]}, "13"),
             ({"ways": [commands.Way(sampler={"name": "ddmi"})]}, "Did you mean 'ddim'"),
             ({"ways": [commands.Way(checkpoint=7)]}, "no checkpoint of step 7"),
@@ -249,6 +274,15 @@ class TestRefusals:
         with pytest.raises(commands.Refused, match=message):
             evaluate(trained, **options)
         assert not list((trained / "run").glob("evaluations/*/*"))
+
+    @pytest.mark.parametrize("metric", ["frechet", "precision_recall"])
+    def test_a_reference_of_other_images_is_refused(self, trained, tmp_path, metric):
+        with np.load(trained / "reference" / "reference.npz") as content:
+            cut = {k: v[:5] if k == "mu" else v[:5, :5] if k == "sigma" else v for k, v in content.items()}
+            cut["features_pool"] = cut["features_pool"][:, :5]
+        np.savez(tmp_path / "reference.npz", **cut)
+        with pytest.raises(commands.Refused, match="5 features .* 64"):
+            evaluate(trained, reference=tmp_path, metrics=[metric])
 
     def test_a_disk_without_room_is_refused(self, trained, monkeypatch):
         monkeypatch.setattr(draws.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
@@ -324,3 +358,13 @@ def test_every_combination_of_what_flags_say_is_a_way(monkeypatch):
     assert settings == [
         ({"eta": 0.5, "name": name}, {"scale": 1.0}, count) for name in ("ddim", "heun") for count in (5, 10)
     ]
+
+
+def test_samples_that_are_not_finite_are_no_score_and_do_not_end_the_training(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "generate", lambda model, num_samples, **_: np.full((num_samples, 8, 8, 1), np.nan))
+    blocks = {**RUN, "evaluation": {"every": 1, "reference": str(trained / "reference"), "num_steps": 2}}
+    run = build.build(config(**blocks))
+    state = run.new_state(jax.random.key(0))
+    logs = Logs(tmp_path, first_step=0, tensorboard=False)
+    assert watch(run).score(state, 1, logs) == np.inf
+    logs.close()

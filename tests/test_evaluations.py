@@ -71,6 +71,8 @@ def test_a_table_has_the_numbers_and_the_way_of_drawing():
     assert lines[2] == f"| {how} | 3.17 |"
     assert "NFE chosen while it runs, labels [3], seed 1" in lines[3]
     assert lines[3].endswith("| 2.5 |")
+    strict = row(sampler={"name": "heun", "threshold": "dynamic"}, grid={"name": "karras", "rho": 3.0, "num_steps": 50})
+    assert "| heun (threshold dynamic), 50 steps, karras (rho 3.0), NFE" in evaluations.table([strict])
     assert evaluations.table([row()], names=["runs/a"]).splitlines()[2].startswith("| runs/a | ddim")
 
 

@@ -66,7 +66,7 @@ def evaluate(
         made = [_drawing(folder, way, asked, seed, num_samples) for way in ways]
         drawings = list({draw.folder: draw for draw in made}.values())
         how = measured_with(reference, metrics, features, weights)
-        measuring.check(how.extractor, how.metrics, drawings[0].run.shape)
+        how.check(drawings[0].run.shape, num_samples)
         for draw in drawings:
             draw.folder.mkdir(parents=True, exist_ok=True)
         draws.check_space(drawings)

@@ -21,6 +21,27 @@ class Measured(NamedTuple):
         """What this metric compares with; None where it compares with nothing."""
         return self.reference.of(chosen.metric) if self.reference and chosen.metric.reference else None
 
+    def check(self, shape: tuple[int, ...], num_samples: int) -> None:
+        """ValueError where samples of this shape, or so many, or the reference cannot be measured; before any draw."""
+        widths = measuring.check(self.extractor, self.metrics, shape)
+        for chosen in self.metrics:
+            options, metric = chosen
+            if num_samples < metric.at_least:
+                raise ValueError(f"{options['name']} needs {metric.at_least} samples or more, got {num_samples}.")
+            if (against := self.against(chosen)) is None:
+                continue
+            of_statistics = metric.keeps == "statistics"
+            width = len(against.mean) if of_statistics else against.shape[1]
+            if width != widths[metric.reads]:
+                raise ValueError(
+                    f"the reference has {width} features ({metric.reads}), and images of this run have "
+                    f"{widths[metric.reads]} with {self.extractor.name}: it was made of other images or features."
+                )
+            if not of_statistics and len(against) < metric.at_least:
+                raise ValueError(
+                    f"{options['name']} needs {metric.at_least} rows of the reference, got {len(against)}."
+                )
+
     def protocol(self, chosen: Chosen, num_samples: int) -> dict[str, Any]:
         """What two numbers must share to compare."""
         reference = self.reference if chosen.metric.reference else None

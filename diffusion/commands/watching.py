@@ -56,7 +56,7 @@ def watch(run: build.Run) -> Watch | None:
     if not block.every:
         return None
     how = measured_with(block.reference, [block.metric], None, None)
-    measuring.check(how.extractor, how.metrics, run.shape)
+    how.check(run.shape, block.num_samples)
     if block.sampler is not None:
         run = _with_sampler(run, block.sampler)
     run.grid(block.num_steps if run.schedule.num_steps is None else min(block.num_steps, run.schedule.num_steps))

@@ -23,7 +23,7 @@ def density_coverage(k: int = 5, progress: bool = False) -> Metric:
     def compute(generated: Rows, reference: Rows) -> dict[str, float]:
         return balls_reached(generated, reference, k, progress=progress)._asdict()
 
-    return Metric(compute, higher_is_better=True)
+    return Metric(compute, higher_is_better=True, at_least=k + 1)
 
 
 def balls_reached(generated: Rows, reference: Rows, k: int = 5, *, progress: bool = False) -> DensityCoverage:

@@ -33,7 +33,7 @@ def inception_score(num_splits: int = 10, seed: int = 0) -> Metric:
         mean, deviation, whole = score_of_logits(generated, num_splits, seed)
         return {"inception_score": mean, "inception_score_deviation": deviation, "inception_score_whole": whole}
 
-    return Metric(compute, reads="logits", reference=False, higher_is_better=True)
+    return Metric(compute, reads="logits", reference=False, higher_is_better=True, at_least=num_splits)
 
 
 def score_of_logits(logits: Rows, num_splits: int = 10, seed: int | None = 0) -> InceptionScore:

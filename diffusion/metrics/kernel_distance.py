@@ -38,7 +38,7 @@ def kernel_distance(num_subsets: int = 100, subset_size: int = 1000, seed: int =
             found = distance_of_all(generated, reference, progress=progress)
         return {"kernel_distance": found.value, "kernel_distance_error": found.error}
 
-    return Metric(compute)
+    return Metric(compute, at_least=subset_size if num_subsets else 3)
 
 
 def distance_of_subsets(

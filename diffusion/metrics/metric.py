@@ -22,6 +22,7 @@ class Metric:
     keeps:      "statistics" where a `moments.Statistics` of each set is enough, which `moments.Moments` gathers in one
                 pass and a reference file holds; "features" where the rows themselves, [n, d], are needed.
     reference:  whether the samples are compared with a reference at all.
+    at_least:   how many rows of each set it needs.
     higher_is_better: of the first number, which chooses the best of several models.
     """
 
@@ -30,6 +31,7 @@ class Metric:
     keeps: Literal["statistics", "features"] = "features"
     reference: bool = True
     higher_is_better: bool = False
+    at_least: int = 2
 
 
 def check_rows(name: str, features: Rows, at_least: int, why: str) -> np.ndarray:

@@ -22,7 +22,7 @@ def precision_recall(k: int = 3, progress: bool = False) -> Metric:
     def compute(generated: Rows, reference: Rows) -> dict[str, float]:
         return shares_reached(generated, reference, k, progress=progress)._asdict()
 
-    return Metric(compute, higher_is_better=True)
+    return Metric(compute, higher_is_better=True, at_least=k + 1)
 
 
 def shares_reached(generated: Rows, reference: Rows, k: int = 3, *, progress: bool = False) -> PrecisionRecall:

@@ -245,12 +245,11 @@ def _damage(checkpoint: Path, within: str = "") -> str:
     except digests.Damaged as error:
         return str(error)
     except FileNotFoundError:
-        try:
-            about = json.loads((checkpoint / "about" / "metadata").read_text())
-        except (OSError, ValueError):
-            return "about/metadata is missing or damaged"
-        if "digests" in about:
-            return f"{digests.NAME} is missing"
+        if not (checkpoint / "state").is_dir():
+            return "state is missing"
+        with contextlib.suppress(OSError, ValueError):
+            if "digests" in json.loads((checkpoint / "about" / "metadata").read_text()):
+                return f"{digests.NAME} is missing"
         if not within:
             warnings.warn(f"{checkpoint} is older than digests are, so it was not verified.", stacklevel=2)
     return ""

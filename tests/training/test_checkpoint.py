@@ -297,11 +297,10 @@ class TestFullDisk:
         """Closing the log fails too then, since the row is still to be written."""
         explained = sys.modules["diffusion.commands.train"]._explained
         words = "No space left on device; the last good checkpoint, step 3, is in .*the same command goes on"
-        with Checkpoints(three) as checkpoints:
-            log = open("/dev/full", "a", buffering=1)  # noqa: SIM115 (closed by what is tested)
-            failing = explained(checkpoints, three), contextlib.closing(log)
-            with pytest.raises(workdir.DiskFull, match=words), failing[0], failing[1]:
-                log.write("a row\n")
+        log = open("/dev/full", "a", buffering=1)  # noqa: SIM115 (closed by what is tested)
+        failing = explained(three.parent), contextlib.closing(log)
+        with pytest.raises(workdir.DiskFull, match=words), failing[0], failing[1]:
+            log.write("a row\n")
 
     def test_other_errors_stay_what_they_are(self, three, monkeypatch):
         monkeypatch.setattr(digests, "write", lambda folder: (_ for _ in ()).throw(ValueError("else")))
@@ -344,3 +343,20 @@ def test_rows_of_the_log_span_restarts(tmp_path):
     whole = run(tmp_path / "whole", [17])
     assert [row["step"] for row in whole] == [5, 10, 15, 17]
     assert run(tmp_path / "stopped", [3, 4, 11, 15, 16, 17]) == whole
+
+
+def test_scores_compete_with_those_measured_in_the_same_way_only(tmp_path):
+    ways = [("frechet", 5.0), ("frechet", 2.0), ("kid", 0.02), ("kid", 0.01), ("", math.inf)]
+    for step, (measured, score) in enumerate(ways, 1):
+        with Checkpoints(tmp_path, keep=1, measured=measured) as checkpoints:
+            checkpoints.save(new(step), score)
+        kept = {1: [1], 2: [2], 3: [3], 4: [4], 5: [4, 5]}[step]  # a new measure begins anew; none keeps the last one's
+        assert workdir.steps_in(tmp_path) == kept
+    assert best_step(tmp_path) == 4
+
+
+def test_a_folder_that_lost_its_state_is_damaged(three):
+    shutil.rmtree(three / "3")
+    (three / "3").mkdir()
+    with pytest.warns(UserWarning, match="step 3: state is missing"):
+        assert load_params(three, SHAPE, "0.9")[1] == 2
