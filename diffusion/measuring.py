@@ -80,9 +80,9 @@ class Gathered(NamedTuple):
 
 
 def check(extractor: Extractor, asked: Sequence[Chosen], shape: tuple[int, ...]) -> dict[str, int]:
-    """The outputs of the extractor and their widths; ValueError where it does not take such images (h, w, c), or a metric reads others.
+    """The outputs of the extractor and their widths, by extracting one black image, which also compiles it.
 
-    It extracts one black image, which also compiles it.
+    ValueError where it does not take such images (h, w, c), or where a metric reads something else.
     """
     if len(shape) != 3:
         raise ValueError(
