@@ -152,6 +152,7 @@ class TestNumbers:
         assert made["grid"]["name"] == "strided"
         assert made["seconds"].keys() == {"drawing", "measuring"}
         assert {"commit", "versions", "command", "devices"} <= made.keys()
+        assert made["drawn_at"] == [str(made["commit"])]
         [row] = evaluations.read(root / "run")
         assert row["file"] == str(file.relative_to(root / "run"))
         assert row["values"] == made["values"]
@@ -199,6 +200,14 @@ class TestNumbers:
         assert f"16 of {COUNT} samples are in" in capsys.readouterr().out
         [other] = evaluate(uninterrupted, batch_size=8)
         assert values(file) == values(other)
+
+    def test_samples_of_other_code_are_named(self, root, monkeypatch, capsys):
+        monkeypatch.setattr(draws, "provenance", lambda: {"commit": "older"})
+        evaluate(root, batch_size=8)
+        monkeypatch.setattr(draws, "provenance", lambda: {"commit": "newer"})
+        [file] = evaluate(root, batch_size=8, num_samples=COUNT + 8)
+        assert "drawn by other code (commit older)" in capsys.readouterr().out
+        assert json.loads(file.read_text())["drawn_at"] == ["newer", "older"]
 
     def test_a_damaged_part_is_drawn_again(self, root, capsys):
         [file] = evaluate(root, batch_size=8)

@@ -74,11 +74,13 @@ def test_the_cifar10_recipe_is_the_published_one():
         "network": {"name": "unet"},
         "optimizer": {"name": "adam", "learning_rate": 2e-4, "warmup_steps": 5000, "clip_norm": 1.0},
         "ema": {"decays": (0.9999,), "warmup": False},
-        "training": {**to_json(full)["training"], "num_steps": 800_000, "batch_size": 128},
+        "training": {**to_json(full)["training"], "num_steps": 800_000, "batch_size": 128, "microbatches": 1},
+        "mesh": {"fsdp": 1},
         "sampler": {"name": "ancestral", "threshold": "clip"},
         "grid": {"name": "strided"},
         "guidance": {"scale": 1.0, "rescale": 0.0, "plus_plus": False, "guide_scale": 1.0},
         "logging": to_json(full)["logging"],
+        "evaluation": {**to_json(full)["evaluation"], "every": 0},
     }
     run = build.build(full, build.Facts((32, 32, 3), 256, ()))
     sizes = jax.eval_shape(run.network.init, jax.random.key(0))

@@ -15,6 +15,7 @@ from diffusion import build, devices, sampling
 from diffusion.commands import outputs
 from diffusion.commands.console import bar, say
 from diffusion.data.scaling import to_uint8
+from diffusion.provenance import provenance
 
 
 class Draw(NamedTuple):
@@ -40,8 +41,15 @@ def check_space(draws: Sequence[Draw]) -> None:
         )
 
 
-def drawn(draw: Draw, batch_size: int) -> float:
-    """Draws what is missing, over all devices, and keeps it batch by batch; the seconds that all of it took.
+class Drawn(NamedTuple):
+    """How samples came to be: the seconds that all of them took, and the commits of the code that drew them."""
+
+    seconds: float
+    commits: list[str]
+
+
+def drawn(draw: Draw, batch_size: int) -> Drawn:
+    """Draws what is missing, over all devices, and keeps it batch by batch.
 
     A part is <first id>.npz with arr_0, uint8 [batch, h, w, c]. Whole batches are drawn, so that each is compiled once.
     """
@@ -50,9 +58,12 @@ def drawn(draw: Draw, batch_size: int) -> float:
     done = devices.of_first_process(sum(part.size for part in parts))
     if done:
         say(f"{min(done, draw.num_samples)} of {draw.num_samples} samples are in {draw.folder}")
-    seconds = sum(part.seconds for part in parts)
+    seconds, now = sum(part.seconds for part in parts), str(provenance()["commit"])
+    commits = sorted({part.commit for part in parts})
+    if others := [commit for commit in commits if commit != now]:
+        say(f"some were drawn by other code (commit {', '.join(others)}); delete that folder to draw them anew")
     if done >= draw.num_samples:
-        return seconds
+        return Drawn(seconds, commits)
     batches = devices.row_batches(draw.num_samples, batch_size, mesh, done)
     size = len(batches[0])
     cond = draw.run.cond(done + size * len(batches), *draw.asked)
@@ -63,9 +74,10 @@ def drawn(draw: Draw, batch_size: int) -> float:
         took = time.perf_counter() - start
         seconds += took
         if jax.process_index() == 0:
-            _keep(draw.folder / f"{first:08d}.npz", {"arr_0": to_uint8(images), "seconds": took})
+            arrays = {"arr_0": to_uint8(images), "seconds": took, "commit": now}
+            _keep(draw.folder / f"{first:08d}.npz", arrays)
     devices.any_process(False)  # the other processes read what the first has written
-    return seconds
+    return Drawn(seconds, sorted({*commits, now}))
 
 
 def kept(draw: Draw) -> Iterator[np.ndarray]:
@@ -92,6 +104,7 @@ class _Part(NamedTuple):
     file: Path
     size: int
     seconds: float
+    commit: str
 
 
 def _parts(folder: Path) -> list[_Part]:
@@ -100,7 +113,8 @@ def _parts(folder: Path) -> list[_Part]:
     while (file := folder / f"{first:08d}.npz").exists():
         try:
             with np.load(file) as content:
-                found.append(_Part(file, len(content["arr_0"]), float(content["seconds"])))
+                part = _Part(file, len(content["arr_0"]), float(content["seconds"]), str(content["commit"]))
+                found.append(part)
         except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
             say(f"{file} is damaged ({error}): it is drawn again")
             break

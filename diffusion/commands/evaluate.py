@@ -1,5 +1,6 @@
 """How good a run's samples are: drawn by id, measured against a reference, with all that the numbers depend on."""
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -17,6 +18,7 @@ from diffusion.commands.measured import Measured, measured_with
 from diffusion.config import to_json
 from diffusion.features import Extractor
 from diffusion.provenance import fingerprint, provenance
+from diffusion.types import Params
 
 
 class Way(NamedTuple):
@@ -51,7 +53,7 @@ def evaluate(
 
     reference:  what --mode=ref_stats wrote, or a public .npz of mu and sigma; needed but for the inception score.
     metrics:    as `measuring.choose` takes them: "frechet", "kid:num_subsets=0", {"name": "precision_recall", "k": 5}.
-    ways:       of drawing; several share what is compiled and loaded.
+    ways:       of drawing; several share the parameters that are the same.
     seed:       sample i is the same picture for the same seed at any number of samples, in any batches.
     labels, prompts: what is drawn, in turn; None is all classes, and some captions of the training set.
     features, weights: the extractor; by default the one that the reference was made with.
@@ -63,7 +65,8 @@ def evaluate(
         if num_samples < 2 or batch_size < 1:
             raise ValueError(f"got num_samples={num_samples}, batch_size={batch_size}; expected at least 2 and 1.")
         asked = outputs.asked(labels, prompts)
-        made = [_drawing(folder, way, asked, seed, num_samples) for way in ways]
+        loaded: dict[str, Params] = {}
+        made = [_drawing(folder, way, asked, seed, num_samples, loaded) for way in ways]
         drawings = list({draw.folder: draw for draw in made}.values())
         how = measured_with(reference, metrics, features, weights)
         how.check(drawings[0].run.shape, num_samples)
@@ -83,11 +86,17 @@ def evaluate(
     return files
 
 
-def _drawing(folder: Path, way: Way, asked: outputs.Asked, seed: int, num_samples: int) -> Draw:
-    """What is drawn, and where it is kept: another folder for whatever decides other pixels."""
+def _drawing(
+    folder: Path, way: Way, asked: outputs.Asked, seed: int, num_samples: int, loaded: dict[str, Params]
+) -> Draw:
+    """What is drawn, and where it is kept: another folder for whatever decides other pixels.
+
+    loaded: the parameters that are there already, by their hash, which are shared.
+    """
     run = build.load(folder, way.checkpoint, sampler=way.sampler, grid=way.grid, guidance=way.guidance)
     run.cond(num_samples, *asked)
     made = _made(run, way.num_steps, seed, asked)
+    run = dataclasses.replace(run, params=loaded.setdefault(made["parameters"], run.params))
     outputs.open_folder(folder / "evaluations")
     digest = hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:8]
     place = folder / "evaluations" / f"{outputs.file_name(made)}_{digest}"
@@ -123,7 +132,8 @@ def _measured(folder: Path, draw: Draw, how: Measured, batch_size: int) -> list[
                 "protocol": protocol,
                 "protocol_hash": evaluations.protocol_hash(protocol),
                 **_made(draw.run, draw.num_steps, draw.seed, draw.asked),
-                "seconds": {"drawing": drawing, "measuring": time.perf_counter() - start},
+                "seconds": {"drawing": drawing.seconds, "measuring": time.perf_counter() - start},
+                "drawn_at": drawing.commits,
                 **provenance(),
             }
             if jax.process_index() == 0:
