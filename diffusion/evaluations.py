@@ -30,14 +30,18 @@ def read(folder: str | Path) -> list[dict[str, Any]]:
     file = Path(folder).expanduser() / FILE
     if not file.exists():
         return []
-    rows: dict[str, dict[str, Any]] = {}
+    rows = []
     for line in file.read_text().splitlines():
         try:
-            row = json.loads(line)
+            rows.append(json.loads(line))
         except json.JSONDecodeError:  # the process died in the middle of this line; the same command adds it again
             continue
-        rows[row["file"]] = row  # measured again after its file was deleted: the last one counts
-    return list(rows.values())
+    return latest(rows)
+
+
+def latest(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without those that were measured again: of each evaluation's file the last one counts."""
+    return list({row.get("file", place): row for place, row in enumerate(rows)}.values())
 
 
 def append(folder: Path, row: Row) -> None:

@@ -6,13 +6,13 @@ do not say what they were made of.
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion import workdir
 from diffusion.measuring import Gathered
 from diffusion.metrics import moments
 from diffusion.metrics.metric import Metric
@@ -77,7 +77,7 @@ def read(path: str | Path) -> Reference:
         raise FileNotFoundError(f"there is no reference at {path}. {HOW_TO_MAKE}")
     try:
         statistics, facts = moments.read(path)
-    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except workdir.DAMAGED_ARRAYS as error:
         raise ValueError(f"{path} is no reference: {error}") from error
     with path.open("rb") as content:
         return Reference(path, statistics, facts, hashlib.file_digest(content, "sha256").hexdigest())

@@ -19,9 +19,12 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 MAY_CHANGE = (
     *("training.num_steps", "training.log_every", "training.checkpoint_every", "training.sample_every"),
@@ -33,6 +36,10 @@ MAY_CHANGE = (
 On other devices, and in other micro-batches, the updates to come differ in rounding; and in which dropout masks micro-
 batches draw, as if by another key.
 """
+
+
+DAMAGED_ARRAYS = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile)
+"""What NumPy raises for an .npz that is cut short, damaged or lacks an array."""
 
 
 class DiskFull(OSError):
@@ -65,6 +72,13 @@ def write_text(workdir: Path, name: str, text: str) -> None:
     new = Path(workdir) / f"{name}.new"
     new.write_bytes(text.encode("utf-8", "backslashreplace"))
     os.replace(new, Path(workdir) / name)
+
+
+def write_arrays(file: str | Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays as an .npz, atomically; several processes may write at once, the last one counts."""
+    new = Path(f"{file}.{os.getpid()}.new.npz")
+    np.savez(new, **arrays)
+    os.replace(new, file)
 
 
 def check(workdir: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:

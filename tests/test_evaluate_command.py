@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from diffusion import build, commands, devices, evaluations, features, flags, references, sampling
+from diffusion import build, commands, devices, evaluations, features, flags, references, sampling, workdir
 from diffusion.commands import draws
 from diffusion.commands.watching import watch
 from diffusion.config import config
@@ -182,7 +182,7 @@ class TestNumbers:
         assert values(file) == values(other)
 
     def test_killed_in_the_middle_it_goes_on_to_the_same_number(self, root, monkeypatch, capsys):
-        keep, parts = draws._keep, []
+        keep, parts = workdir.write_arrays, []
 
         def killed(file, arrays):
             if len(parts) == 2:
@@ -191,10 +191,10 @@ class TestNumbers:
             keep(file, arrays)
 
         uninterrupted = shutil.copytree(root, root.parent / "uninterrupted")
-        monkeypatch.setattr(draws, "_keep", killed)
+        monkeypatch.setattr(workdir, "write_arrays", killed)
         with pytest.raises(KeyboardInterrupt):
             evaluate(root, batch_size=8)
-        monkeypatch.setattr(draws, "_keep", keep)
+        monkeypatch.setattr(workdir, "write_arrays", keep)
         assert evaluations.read(root / "run") == []
         [file] = evaluate(root, batch_size=8)
         assert f"16 of {COUNT} samples are in" in capsys.readouterr().out

@@ -252,6 +252,14 @@ def load(
     return run
 
 
+def rebuilt(run: Run, config: ConfigDict) -> Run:
+    """The run of another config on the same data, with the parameters that it has."""
+    other = build(config, run.facts)
+    assert isinstance(other, Run)
+    other = other if run.params is None else other.with_params(run.params)
+    return dataclasses.replace(other, dataset=run.dataset, step=run.step)
+
+
 def load_guide(folder: str | Path, step: int | str | None = None) -> Guide:
     """A trained guide, ready to steer: guide.log_likelihood(guide.params, cond); the errors are as in `load`."""
     guide = _load(folder, step, {})

@@ -155,6 +155,11 @@ class Run(Trainable):
         steps = make("grid", options, schedule=self.schedule)
         return grids.prepare(self.schedule, steps, sampler or self.sampler)
 
+    def at_most(self, num_steps: int) -> int:
+        """So many sampling steps, or all of a chain that has fewer."""
+        chain = self.schedule.num_steps
+        return num_steps if chain is None else min(num_steps, chain)
+
     def cond(
         self, num_samples: int, labels: Sequence[int] | None = None, prompts: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:

@@ -1,9 +1,7 @@
 """Samples of a run by id, kept on disk part by part: a killed drawing goes on, a larger one begins with a smaller."""
 
-import os
 import shutil
 import time
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion import build, devices, sampling
+from diffusion import build, devices, sampling, workdir
 from diffusion.commands import outputs
 from diffusion.commands.console import bar, say
 from diffusion.data.scaling import to_uint8
@@ -19,7 +17,10 @@ from diffusion.provenance import provenance
 
 
 class Draw(NamedTuple):
-    """Which samples: those of ids 0..num_samples - 1 of one seed, drawn in one way."""
+    """Which samples: those of ids 0..num_samples - 1 of one seed, drawn in one way.
+
+    made: all that decides their pixels, as results say it; the folder's name holds its hash.
+    """
 
     run: build.Run
     num_steps: int | None
@@ -27,6 +28,7 @@ class Draw(NamedTuple):
     asked: outputs.Asked
     num_samples: int
     folder: Path
+    made: Mapping[str, Any]
 
 
 def check_space(draws: Sequence[Draw]) -> None:
@@ -75,7 +77,7 @@ def drawn(draw: Draw, batch_size: int) -> Drawn:
         seconds += took
         if jax.process_index() == 0:
             arrays = {"arr_0": to_uint8(images), "seconds": took, "commit": now}
-            _keep(draw.folder / f"{first:08d}.npz", arrays)
+            workdir.write_arrays(draw.folder / f"{first:08d}.npz", arrays)
     devices.any_process(False)  # the other processes read what the first has written
     return Drawn(seconds, sorted({*commits, now}))
 
@@ -115,15 +117,8 @@ def _parts(folder: Path) -> list[_Part]:
             with np.load(file) as content:
                 part = _Part(file, len(content["arr_0"]), float(content["seconds"]), str(content["commit"]))
                 found.append(part)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except workdir.DAMAGED_ARRAYS as error:
             say(f"{file} is damaged ({error}): it is drawn again")
             break
         first += found[-1].size
     return found
-
-
-def _keep(file: Path, arrays: Mapping[str, Any]) -> None:
-    """Writes a part atomically."""
-    new = file.with_name(f"{file.name}.{os.getpid()}.new.npz")
-    np.savez(new, **arrays)
-    os.replace(new, file)

@@ -76,10 +76,10 @@ def _say_network(job: Job) -> None:
     modules = dict(target.params)
     if isinstance(job.run, build.Run) and job.run.learned is not None:
         modules = {**modules["network"], "schedule": modules["schedule"]}
-    total = _count(target.params)
+    total = states.num_elements(target.params)
     kinds: dict[str, list[int]] = {}
     for module, params in modules.items():
-        kinds.setdefault(re.sub(r"_\d+$", "", module), []).append(_count(params))
+        kinds.setdefault(re.sub(r"_\d+$", "", module), []).append(states.num_elements(params))
     _row("network", f"{name:<24}{total:>14,} parameters")
     for kind, counts in kinds.items():
         times = f" ({len(counts)})" if len(counts) > 1 else ""
@@ -87,10 +87,6 @@ def _say_network(job: Job) -> None:
     parts = {"parameters": target.params, "optimizer": target.opt_state}
     parts |= {f"EMA {name}": average for name, average in target.ema.items()}
     _row("state", ", ".join(f"{name} {quantity(states.num_bytes(tree), 'B')}" for name, tree in parts.items()))
-
-
-def _count(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def _compile_and_time(job: Job, rows: Any, folder: Path, num_steps: int) -> str | None:
@@ -199,7 +195,7 @@ def _advice(job: Job, line: costs.Line | None) -> str:
     smaller = smaller // parts * parts
     if 0 < smaller < batch_size:
         lines.append(f"  --config.training.batch_size={smaller}   {about}; it changes what is learned")
-    if batch_size % (2 * parts) == 0 and config.loss.name != "contrastive":
+    if batch_size % (2 * parts) == 0 and not (isinstance(job.run, build.Guide) and job.run.objective.couples):
         twice = 2 * config.training.microbatches
         lines.append(
             f"  --config.training.microbatches={twice}   or more: the same batch in parts, one after the other"

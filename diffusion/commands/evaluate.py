@@ -1,7 +1,6 @@
 """How good a run's samples are: drawn by id, measured against a reference, with all that the numbers depend on."""
 
 import dataclasses
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,8 @@ from diffusion.commands import draws, outputs
 from diffusion.commands.console import Refused, say
 from diffusion.commands.draws import Draw
 from diffusion.commands.measured import Measured, measured_with
-from diffusion.config import to_json
 from diffusion.features import Extractor
-from diffusion.provenance import fingerprint, provenance
+from diffusion.provenance import provenance
 from diffusion.types import Params
 
 
@@ -95,22 +93,11 @@ def _drawing(
     """
     run = build.load(folder, way.checkpoint, sampler=way.sampler, grid=way.grid, guidance=way.guidance)
     run.cond(num_samples, *asked)
-    made = _made(run, way.num_steps, seed, asked)
+    made = {**outputs.way(run, way.num_steps, seed, asked), **outputs.model(run)}
     run = dataclasses.replace(run, params=loaded.setdefault(made["parameters"], run.params))
     outputs.open_folder(folder / "evaluations")
-    digest = hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    place = folder / "evaluations" / f"{outputs.file_name(made)}_{digest}"
-    return Draw(run, way.num_steps, seed, asked, num_samples, place)
-
-
-def _made(run: build.Run, num_steps: int | None, seed: int, asked: outputs.Asked) -> dict[str, Any]:
-    """How samples are drawn: everything that decides their pixels but for their ids."""
-    settings = {k: v for k, v in workdir.flat(to_json(run.config)) if not k.startswith(workdir.MAY_CHANGE)}
-    return {
-        **outputs.way(run, num_steps, seed, asked),
-        "parameters": fingerprint(run.params),
-        "config": {k: v for k, v in settings.items() if k != "data.path"},
-    }
+    place = folder / "evaluations" / f"{outputs.file_name(made)}_{outputs.digest(made)}"
+    return Draw(run, way.num_steps, seed, asked, num_samples, place, made)
 
 
 def _measured(folder: Path, draw: Draw, how: Measured, batch_size: int) -> list[Path]:
@@ -131,7 +118,7 @@ def _measured(folder: Path, draw: Draw, how: Measured, batch_size: int) -> list[
                 "values": {names[k]: value for k, value in found.items()},
                 "protocol": protocol,
                 "protocol_hash": evaluations.protocol_hash(protocol),
-                **_made(draw.run, draw.num_steps, draw.seed, draw.asked),
+                **draw.made,
                 "seconds": {"drawing": drawing.seconds, "measuring": time.perf_counter() - start},
                 "drawn_at": drawing.commits,
                 **provenance(),

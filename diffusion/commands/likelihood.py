@@ -1,6 +1,5 @@
 """What a trained run knows of images that it has not seen, in bits per dimension: one exact pass over a data set."""
 
-import hashlib
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -16,9 +15,9 @@ from diffusion.commands import outputs, plots
 from diffusion.commands.console import Refused, say
 from diffusion.commands.measures import UNGUIDED, Asked, Protocol, measures, resolved
 from diffusion.commands.passes import Found, check, one_pass
-from diffusion.config import PLACES_OF_DATA, to_json
+from diffusion.config import PLACES_OF_DATA
 from diffusion.data.dataset import Dataset
-from diffusion.provenance import fingerprint, provenance
+from diffusion.provenance import provenance
 
 SUMMANDS = ("L_T", "sum", "L_0", "prior", "diffusion", "reconstruction")
 """The parts of a bound, in the order of its formula."""
@@ -117,7 +116,6 @@ def _open(run: build.Run, split: str, data: Mapping[str, Any]) -> Dataset:
 
 def _description(run: build.Run, how: Protocol, split: str, count: int) -> dict[str, Any]:
     """What is measured, and how."""
-    settings = {k: v for k, v in workdir.flat(to_json(run.config)) if not k.startswith(workdir.MAY_CHANGE)}
     return {
         "split": split,
         "num_images": count,
@@ -126,16 +124,15 @@ def _description(run: build.Run, how: Protocol, split: str, count: int) -> dict[
         "protocol": how._asdict(),
         "checkpoint_step": run.step,
         "ema": next(iter(run.ema_decays)),
-        "parameters": fingerprint(run.params),
-        "config": {k: v for k, v in settings.items() if k != "data.path"},
+        **outputs.model(run),
     }
 
 
 def _name(made: Mapping[str, Any], asked: Asked) -> str:
     """Another name for other numbers: what was asked for in words, the rest as a hash."""
     words = outputs.words({key: value for key, value in asked._asdict().items() if value})
-    digest = hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    return "_".join([made["split"], f"n{made['num_images']}", *words, f"checkpoint{made['checkpoint_step']}", digest])
+    counts = [made["split"], f"n{made['num_images']}", *words, f"checkpoint{made['checkpoint_step']}"]
+    return "_".join([*counts, outputs.digest(made)])
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -11,15 +11,17 @@ from diffusion.references import Reference
 
 
 class Measured(NamedTuple):
-    """What an evaluation measures with."""
+    """What an evaluation measures with. held: what the metrics need of the reference, by what they keep and read."""
 
     extractor: Extractor
     metrics: list[Chosen]
     reference: Reference | None
+    held: Mapping[tuple[str, str], Any]
 
     def against(self, chosen: Chosen) -> Any:
         """What this metric compares with; None where it compares with nothing."""
-        return self.reference.of(chosen.metric) if self.reference and chosen.metric.reference else None
+        metric = chosen.metric
+        return self.held[metric.keeps, metric.reads] if self.reference and metric.reference else None
 
     def check(self, shape: tuple[int, ...], num_samples: int) -> None:
         """ValueError where samples of this shape, or so many, or the reference cannot be measured; before any draw."""
@@ -72,12 +74,12 @@ def measured_with(
     made_with = references.made_with(against)
     name = features or str(made_with["name"])
     extractor = make_extractor(name, weights or (made_with["weights"] if name == made_with["name"] else None))
-    how = Measured(extractor, chosen, against)
+    held: dict[tuple[str, str], Any] = {}
     if against is not None:
         against.check_made_with(described(extractor))
-        for one in chosen:
-            how.against(one)
-    return how
+        needed = {(metric.keeps, metric.reads): metric for _, metric in chosen if metric.reference}
+        held = {kind: against.of(metric) for kind, metric in needed.items()}
+    return Measured(extractor, chosen, against, held)
 
 
 def make_extractor(name: str | Extractor, weights: str | None) -> Extractor:

@@ -1,6 +1,5 @@
 """What `--mode=likelihood` measures of each image: the variational bound, and the likelihood of the flow."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -96,9 +95,7 @@ def unclipped(run: build.Run) -> build.Run:
     """The run with the same parameters and no threshold on x_0."""
     config = run.config.copy_and_resolve_references()
     config.sampler.threshold, config.sampler.percentile = "none", None
-    free = build.build(config, run.facts)
-    assert isinstance(free, build.Run)
-    return dataclasses.replace(free.with_params(run.params), step=run.step)
+    return build.rebuilt(run, config)
 
 
 def _chain_bound(run: build.Run, how: Protocol) -> Measure:

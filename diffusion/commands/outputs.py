@@ -11,7 +11,7 @@ import numpy as np
 
 from diffusion import build, images, workdir
 from diffusion.config import DEFAULTS, to_json
-from diffusion.provenance import provenance
+from diffusion.provenance import fingerprint, provenance
 
 NUMBERS = ("scale", "rescale", "guide_scale")
 """Options of guidance that are numbers, written as floats however they were given."""
@@ -58,6 +58,17 @@ def way(run: build.Run, num_steps: int | None, seed: int, what: Asked) -> dict[s
         "guide_step": None if run.guide is None else run.guide.step,
         "ema": next(iter(run.ema_decays)),
     }
+
+
+def model(run: build.Run) -> dict[str, Any]:
+    """What a result is of: the parameters by their hash, and the config but for what changes no update."""
+    settings = {k: v for k, v in workdir.flat(to_json(run.config)) if not k.startswith(workdir.MAY_CHANGE)}
+    return {"parameters": fingerprint(run.params), "config": {k: v for k, v in settings.items() if k != "data.path"}}
+
+
+def digest(made: Mapping[str, Any]) -> str:
+    """Eight letters for the name of what was made in this way, which another way does not share."""
+    return hashlib.sha256(json.dumps(made, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def file_name(made: Mapping[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """One exact pass over a data set, on all devices, which a killed process takes up where it was."""
 
-import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffusion import devices, keys
+from diffusion import devices, keys, workdir
 from diffusion.commands.console import bar, say
 from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
@@ -107,7 +105,7 @@ def _read(kept: Path) -> Found:
             for name in arrays:
                 kind, _, place = name.partition(":")
                 getattr(found, kind)[place] = arrays[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except workdir.DAMAGED_ARRAYS as error:
         say(f"{kept} is damaged ({error}): every image is measured anew")
         return Found({}, {})
     say(f"going on behind image {len(next(iter(found.rows.values())))}: {kept} was there")
@@ -116,6 +114,5 @@ def _read(kept: Path) -> Found:
 
 def _keep(kept: Path, found: Found) -> None:
     """Writes it atomically."""
-    new = kept.with_name(f"{kept.name}.new.npz")
-    np.savez(new, **{f"{kind}:{k}": v for kind, values in found._asdict().items() for k, v in values.items()})
-    os.replace(new, kept)
+    arrays = {f"{kind}:{k}": v for kind, values in found._asdict().items() for k, v in values.items()}
+    workdir.write_arrays(kept, arrays)

@@ -15,7 +15,7 @@ from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
 from diffusion.training.curve import plot_loss
 from diffusion.training.logs import Logs, by_level
-from diffusion.training.state import TrainState
+from diffusion.training.state import TrainState, averaged
 from diffusion.types import memoryless
 
 TEST_ROWS = 5000
@@ -32,10 +32,9 @@ class Pictures:
     def show(self, state: TrainState, step: int, logs: Logs) -> None:
         """A grid from each kind of parameters, in samples/."""
         run, logging = self._run, self._run.config.logging
-        count, num_steps, chain = logging.num_samples, logging.sample_steps, run.schedule.num_steps
-        if num_steps is not None and chain is not None:
-            num_steps = min(num_steps, chain)
-        for name, params in {"raw": state.params, "ema": _averaged(state)}.items():
+        count = logging.num_samples
+        num_steps = None if logging.sample_steps is None else run.at_most(logging.sample_steps)
+        for name, params in {"raw": state.params, "ema": averaged(state)}.items():
             drawn = _draw(run.with_params(params), count, num_steps=num_steps)
             if jax.process_index() == 0:
                 images.save_png(self._folder / "samples" / f"step_{step:07d}_{name}.png", drawn)
@@ -44,7 +43,7 @@ class Pictures:
     def finish(self, state: TrainState) -> None:
         """The final grid with the run's own sampler and grid, the loss curve, and a line that says where they lie."""
         start, count, folder = time.perf_counter(), self._run.config.logging.num_samples, self._folder
-        model = self._run.with_params(_averaged(state))
+        model = self._run.with_params(averaged(state))
         drawn = _draw(model, count)
         if jax.process_index() == 0:
             curve = plot_loss(folder)
@@ -94,7 +93,7 @@ class Reading:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        params = devices.put(_averaged(state), self._everywhere)
+        params = devices.put(averaged(state), self._everywhere)
         key, found = keys.stream(jax.random.key(seed), "test"), []
         for i in range(-(-max(TEST_ROWS, len(self._dataset)) // batch_size)):
             batch = devices.from_local_rows(batches[i], self._mesh)
@@ -108,10 +107,6 @@ def results(run: build.Run | build.Guide, folder: Path) -> Pictures | Reading:
     last_file is there once `finish` came to its end. A guide's test set is opened here, before anything is spent.
     """
     return Reading(run, folder) if isinstance(run, build.Guide) else Pictures(run, folder)
-
-
-def _averaged(state: TrainState) -> Any:
-    return next(iter(state.ema.values()))
 
 
 def _draw(model: build.Run, count: int, **options: Any) -> Any:

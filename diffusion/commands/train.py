@@ -36,7 +36,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     job = planned(config, folder)
     _make_folder(folder, job)
     run, mesh, dataset, target, shown, watched = job
-    num_params = sum(leaf.size for leaf in jax.tree.leaves(target.params))
+    num_params = states.num_elements(target.params)
     say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}{_shares(target, mesh)}")
     training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
     key = jax.random.key(config.seed)

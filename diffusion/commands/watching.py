@@ -1,6 +1,5 @@
 """A cheap evaluation while a run is trained: few samples in few steps, so that the best checkpoint can be kept."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -12,7 +11,7 @@ from diffusion.commands.measured import Measured, measured_with
 from diffusion.config import switch, to_json
 from diffusion.data.scaling import to_uint8
 from diffusion.training.logs import Logs
-from diffusion.training.state import TrainState
+from diffusion.training.state import TrainState, averaged
 
 
 class Watch:
@@ -20,9 +19,9 @@ class Watch:
 
     def __init__(self, run: build.Run, how: Measured) -> None:
         self._run, self._how = run, how
-        block, chain = run.config.evaluation, run.schedule.num_steps
-        self._count = block.num_samples
-        self._num_steps = block.num_steps if chain is None else min(block.num_steps, chain)
+        block = run.config.evaluation
+        self._count, self._num_steps = block.num_samples, run.at_most(block.num_steps)
+        run.grid(self._num_steps)  # ValueError here, before any work
 
     @property
     def measured(self) -> str:
@@ -33,7 +32,7 @@ class Watch:
 
     def score(self, state: TrainState, step: int, logs: Logs) -> float:
         """The metric's first number, the lower the better, after a row of the log with all of them."""
-        run = self._run.with_params(next(iter(state.ema.values())))
+        run = self._run.with_params(averaged(state))
         given: dict[str, Any] = {"seed": run.config.seed, "cond": run.cond(self._count), "num_steps": self._num_steps}
         drawn = sampling.generate(run, num_samples=self._count, **given)
         if not np.isfinite(drawn).all():
@@ -59,7 +58,6 @@ def watch(run: build.Run) -> Watch | None:
     how.check(run.shape, block.num_samples)
     if block.sampler is not None:
         run = _with_sampler(run, block.sampler)
-    run.grid(block.num_steps if run.schedule.num_steps is None else min(block.num_steps, run.schedule.num_steps))
     return Watch(run, how)
 
 
@@ -68,6 +66,4 @@ def _with_sampler(run: build.Run, name: str) -> build.Run:
     config = run.config.copy_and_resolve_references()
     config.sampler.update({"name": name})
     switch(config, ["sampler.name"])
-    other = build.build(config, run.facts)
-    assert isinstance(other, build.Run)
-    return dataclasses.replace(other, dataset=run.dataset)
+    return build.rebuilt(run, config)

@@ -10,7 +10,6 @@ was killed and resumed, or cut into other batches, gives the same bits.
 """
 
 import json
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from diffusion import workdir
 from diffusion.metrics.metric import Rows, check_rows
 
 BLOCK = 1024  # rows folded at once: a product of matrices large enough to be fast, 16 MB at d = 2048
@@ -132,9 +132,7 @@ def write(
         names = ARRAYS[reads]
         arrays |= {names[0]: mean, names[1]: covariance}
         arrays |= {} if num_rows is None else {names[0].replace("mu", "n"): num_rows}
-    new = Path(f"{file}.new.npz")
-    np.savez(new, **arrays)
-    os.replace(new, file)
+    workdir.write_arrays(file, arrays)
 
 
 def read(file: str | Path) -> tuple[dict[str, Statistics], dict[str, Any]]:

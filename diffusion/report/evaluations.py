@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from diffusion import workdir
 from diffusion.config import DEFAULTS
+from diffusion.evaluations import latest
 from diffusion.report.folders import Reader, Run
 from diffusion.report.words import number, short
 
@@ -42,13 +43,13 @@ def groups(reader: Reader, runs: Sequence[Run]) -> list[Group]:
     """A group for each protocol, the oldest first. Rows are of one only if hash and protocol are the same."""
     found: dict[str, list[tuple[Run, Mapping[str, Any]]]] = {}
     for run in runs:
-        for row in _rows(reader, run):
+        for row in latest(_rows(reader, run)):
             same = json.dumps([row["protocol_hash"], row["protocol"]], sort_keys=True)
             found.setdefault(same, []).append((run, row))
     return [_group(members) for members in found.values()]
 
 
-def _rows(reader: Reader, run: Run) -> Iterator[Mapping[str, Any]]:
+def _rows(reader: Reader, run: Run) -> Iterator[dict[str, Any]]:
     """The run's evaluations as they were written; a note of each line that is none, but for an unfinished last one."""
     file = run.folder / "evaluations.jsonl"
     try:

@@ -26,7 +26,7 @@ from absl import logging as absl_logging
 
 from diffusion import devices, workdir
 from diffusion.training import digests
-from diffusion.training.state import TrainState
+from diffusion.training.state import TrainState, num_bytes
 from diffusion.types import Params
 
 DELETED = "deleted"
@@ -87,7 +87,7 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         if step != self.latest_step():
-            self._saving, self._bytes = step, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+            self._saving, self._bytes = step, num_bytes(state)
             items = {
                 "state": ocp.args.StandardSave(state),
                 "about": ocp.args.JsonSave(self.about),

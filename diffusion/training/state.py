@@ -53,6 +53,16 @@ def abstract(make_state: Callable[[jax.Array], TrainState], mesh: Mesh) -> Train
     )
 
 
+def averaged(state: TrainState) -> Params:
+    """The parameters that samples are drawn with: the first average."""
+    return next(iter(state.ema.values()))
+
+
+def num_elements(tree: Any) -> int:
+    """The elements of all leaves together: of parameters, their count."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def num_bytes(tree: Any) -> int:
     """The bytes of all leaves together, each counted once, however many devices hold it."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

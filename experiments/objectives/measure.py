@@ -6,7 +6,6 @@ What is trained or measured already is taken as it is, so that a stopped call go
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,9 +13,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from diffusion import evaluations, measuring, references
+from diffusion import evaluations
+from experiments import digits
 
-ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = {
     "default": [],
     "cosine": ["--config.schedule.name=cosine_alpha_bar"],
@@ -30,54 +29,33 @@ NAMES = {
     "v": "predicts v",
 }
 METRICS = ["frechet", "kernel_distance:num_subsets=0", "precision_recall"]
-WAYS = [["--sampler=ancestral", "--num_steps=250"], ["--sampler=ddim", "--num_steps=50"]]
-
-
-def main_py(*flags):
-    subprocess.run([sys.executable, ROOT / "main.py", *map(str, flags)], check=True, cwd=ROOT)
-
-
-def measure(runs, seeds, num_samples):
-    """Trains and evaluates every variant with every seed."""
-    config, guide, reference = "--config=configs/ddpm_digits.py", runs / "features_digits", runs / "reference"
-    main_py("--config=configs/features_digits.py", f"--workdir={guide}")
-    main_py("--mode=ref_stats", config, f"--workdir={reference}", "--features=guide", f"--weights={guide}")
-    for seed in range(seeds):
-        for variant, flags in VARIANTS.items():
-            folder = f"--workdir={place(runs, variant, seed)}"
-            main_py(config, folder, f"--config.seed={seed}", "--config.training.sample_every=0", *flags)
-            for way in WAYS:
-                asked = [f"--metric={metric}" for metric in METRICS] + [f"--num_samples={num_samples}"]
-                main_py("--mode=evaluate", folder, f"--reference={reference}", f"--seed={seed}", *asked, *way)
+WAYS = [("ancestral", 250), ("ddim", 50)]
 
 
 def place(runs, variant, seed):
     return runs / f"{variant}_seed{seed}"
 
 
-def row_of(runs, variant, seed, num_samples, way, options, reference):
-    """The one row of this model, way of drawing and metric, against this reference."""
-    sampler, num_steps = (flag.partition("=")[2] for flag in way)
-    asked = (sampler, num_steps, seed, num_samples, dict(options), reference)
-    found = []
-    for row in evaluations.read(place(runs, variant, seed)):
-        protocol = row["protocol"]
-        drawn = (row["sampler"]["name"], str(row["num_steps"]), row["seed"], protocol["num_samples"])
-        if (*drawn, protocol["metric"], (protocol["reference"] or {}).get("sha256")) == asked:
-            found.append(row)
-    if len(found) != 1:
-        raise ValueError(f"{variant}, seed {seed}: {len(found)} rows for {asked}, expected 1. Delete what is too much.")
-    return found[0]
+def measure(runs, seeds, num_samples):
+    """Trains and evaluates every variant with every seed."""
+    digits.make_reference(runs)
+    for seed in range(seeds):
+        for variant, flags in VARIANTS.items():
+            folder = place(runs, variant, seed)
+            fixed = [f"--config.seed={seed}", "--config.training.sample_every=0"]
+            digits.main_py(digits.CONFIG, f"--workdir={folder}", *fixed, *flags)
+            for way in WAYS:
+                digits.evaluate(runs, folder, way, seed, num_samples, METRICS)
 
 
 def table(runs, seeds, num_samples):
     """Yields lines: mean and standard deviation over seeds of each number, for each variant and way of drawing."""
-    reference, head = references.read(runs / "reference").hash, None
+    head = None
     for way in WAYS:
         for variant, name in NAMES.items():
             numbers = {}
-            for options in (measuring.choose(metric).options for metric in METRICS):
-                rows = [row_of(runs, variant, s, num_samples, way, options, reference) for s in range(seeds)]
+            for metric in METRICS:
+                rows = [digits.row(runs, place(runs, variant, s), way, s, num_samples, metric) for s in range(seeds)]
                 evaluations.table(rows)  # refuses rows of several protocols
                 numbers |= {label: [row["values"][label] for row in rows] for label in rows[0]["values"]}
             if head is None:
@@ -85,7 +63,7 @@ def table(runs, seeds, num_samples):
                 yield f"| model | drawn by | {' | '.join(head)} |"
                 yield "|---|---|" + "---|" * len(head)
             cells = [f"{np.mean(numbers[label]):.3g} ± {np.std(numbers[label], ddof=1):.2g}" for label in head]
-            yield f"| {name} | {' '.join(flag.partition('=')[2] for flag in way)} steps | {' | '.join(cells)} |"
+            yield f"| {name} | {way[0]} {way[1]} steps | {' | '.join(cells)} |"
 
 
 def main():

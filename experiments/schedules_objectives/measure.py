@@ -6,7 +6,6 @@ What is trained or measured already is taken as it is, so that a stopped call go
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,28 +15,20 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from diffusion import evaluations, sweeps
+from experiments import digits
 
-ROOT, HERE = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent
 SCHEDULES = {"linear_beta": "linear betas", "cosine_alpha_bar": "cosine"}
 WAYS = {("ancestral", 250): "ancestral, 250 steps", ("ddim", 50): "DDIM, 50 steps"}
 
 
-def main_py(*flags):
-    subprocess.run([sys.executable, ROOT / "main.py", *map(str, flags)], check=True, cwd=ROOT)
-
-
 def measure(sweep, points, runs, jobs, num_samples):
     """Trains what is not trained, and evaluates every point in every way of drawing."""
-    guide, reference = runs / "features_digits", runs / "reference"
-    main_py(f"--sweep={sweep}", f"--workdir={runs}", "--launch=local", f"--jobs={jobs}")
-    main_py("--config=configs/features_digits.py", f"--workdir={guide}")
-    digits = "--config=configs/ddpm_digits.py"
-    main_py("--mode=ref_stats", digits, f"--workdir={reference}", "--features=guide", f"--weights={guide}")
+    digits.main_py(f"--sweep={sweep}", f"--workdir={runs}", "--launch=local", f"--jobs={jobs}")
+    digits.make_reference(runs)
     for point in points:
-        asked = [f"--reference={reference}", "--metric=frechet", f"--num_samples={num_samples}"]
-        for sampler, num_steps in WAYS:
-            drawn = [f"--sampler={sampler}", f"--num_steps={num_steps}", f"--seed={point.config.seed}"]
-            main_py("--mode=evaluate", f"--workdir={runs / point.name}", *asked, *drawn)
+        for way in WAYS:
+            digits.evaluate(runs, runs / point.name, way, point.config.seed, num_samples, ["frechet"])
 
 
 def distances(points, runs, num_samples):
@@ -45,17 +36,11 @@ def distances(points, runs, num_samples):
     rows, found = [], {}
     for point in points:
         for way in WAYS:
-            wanted = (*way, point.config.seed, num_samples)
-            drawn = [row for row in evaluations.read(runs / point.name) if _drawn(row) == wanted]
-            rows.append(drawn[-1])  # the newest
+            rows.append(digits.row(runs, runs / point.name, way, point.config.seed, num_samples, "frechet"))
             key = point.config.schedule.name, point.config.parameterization.name, way
-            found.setdefault(key, []).append(next(iter(drawn[-1]["values"].values())))
+            found.setdefault(key, []).append(next(iter(rows[-1]["values"].values())))
     evaluations.table(rows)
     return found
-
-
-def _drawn(row):
-    return row["sampler"]["name"], row["num_steps"], row["seed"], row["protocol"]["num_samples"]
 
 
 def table(found):

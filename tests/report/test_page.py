@@ -16,6 +16,8 @@ from PIL import Image
 
 from diffusion import commands
 from diffusion.report import logs
+from diffusion.report.evaluations import groups
+from diffusion.report.folders import Reader, find
 from tests.report.fakes import Page, evaluation, likelihood, save, write_run
 
 LOSSES = [{"step": 0, "loss": 1.0}, {"step": 50, "loss": 0.1}, {"step": 100, "loss": 0.01}]
@@ -133,6 +135,15 @@ def test_many_runs_are_the_rows_of_the_settings(tmp_path):
         write_run(tmp_path / f"run{seed}", seed=seed)
     rows = page_of(tmp_path).under("Settings")[0]
     assert rows == [["run", "seed"], *([f"run{seed}", str(seed)] for seed in range(6))]
+
+
+def test_of_an_evaluation_that_was_measured_again_the_last_row_counts(tmp_path):
+    run = write_run(tmp_path / "run")
+    rows = [evaluation({"FID": value}, file="a.json") for value in (1.0, 2.5)]
+    (run / "evaluations.jsonl").write_text("".join([*rows, evaluation({"FID": 7.0}, file="b.json")]))
+    reader = Reader(tmp_path)
+    [group] = groups(reader, list(find(reader)))
+    assert [row.values["FID"] for row in group.rows] == ["2.5", "7"]
 
 
 def test_same_hash_of_another_protocol_is_another_table(tmp_path):
