@@ -61,7 +61,13 @@ PLACES = {
 
 DEFAULTS: dict[str, Any] = {
     "seed": 0,
-    "data": {"name": "digits", "flip": False, "augment": placeholder(float)},
+    "data": {
+        "name": "digits",
+        "flip": False,
+        "augment": placeholder(float),
+        "on_devices": placeholder(bool),
+        "num_workers": 0,
+    },
     "schedule": {
         "name": "linear_beta",
         "log_snr_shift": placeholder(float),
@@ -78,6 +84,7 @@ DEFAULTS: dict[str, Any] = {
         "num_steps": placeholder(int),
         "batch_size": 128,
         "microbatches": 1,
+        "steps_per_dispatch": 1,
         "log_every": 100,
         "checkpoint_every": 5000,
         "keep_checkpoints": 3,
@@ -107,7 +114,7 @@ DEFAULTS: dict[str, Any] = {
 """Plain DDPM; a placeholder is an option that is left out, but for training.num_steps, which each config gives."""
 
 BESIDES_OPTIONS = {
-    "data": ("flip", "augment"),
+    "data": ("flip", "augment", "on_devices", "num_workers"),
     "schedule": ("log_snr_shift", "zero_terminal_snr"),
     "parameterization": ("variance",),
     "sampler": ("threshold", "percentile"),

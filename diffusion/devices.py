@@ -47,9 +47,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split(mesh: Mesh) -> NamedSharding:
-    """The first axis is split evenly over the devices, whatever the mesh's axes."""
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """An axis, the first by default, is split evenly over the devices, whatever the mesh's axes."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
 
 
 def shared_out(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -146,9 +146,9 @@ def of_first_process(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
-def from_local_rows(tree: Any, mesh: Mesh) -> Any:
-    """A batch of this process's rows as global arrays, split over all devices."""
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split(mesh), rows), tree)
+def from_local_rows(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
+    """A batch of this process's rows as global arrays, split over all devices along the axis that counts the rows."""
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(split(mesh, axis), rows), tree)
 
 
 def fetch(array: Any) -> np.ndarray:

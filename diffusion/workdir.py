@@ -29,12 +29,13 @@ import numpy as np
 MAY_CHANGE = (
     *("training.num_steps", "training.log_every", "training.checkpoint_every", "training.sample_every"),
     *("training.keep_checkpoints", "data.data_dir", "data.archive", "sampler.", "grid.", "guidance.", "logging."),
-    *("evaluation.", "network.remat", "mesh.", "training.microbatches"),
+    *("evaluation.", "network.remat", "mesh.", "training.microbatches", "training.steps_per_dispatch"),
+    *("data.on_devices", "data.num_workers"),
 )
 """Keys that a continued run may set anew: none of them changes an update that was made.
 
-On other devices, and in other micro-batches, the updates to come differ in rounding; and in which dropout masks micro-
-batches draw, as if by another key.
+On other devices, and in other micro-batches, the updates to come differ in rounding, and may where several are one
+program; and in which dropout masks micro-batches draw, as if by another key.
 """
 
 

@@ -75,6 +75,27 @@ class TestTraining:
         for name, value in leaves(folder, 24).items():
             np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
+    @pytest.mark.parametrize(("updates", "on_devices"), [(1, False), (2, None), (4, False)])
+    def test_ways_of_feeding_the_devices_change_no_number(self, whole, tmp_path, updates, on_devices):
+        """Nor where a run goes on with another: its first 16 updates come one by one, off the devices."""
+        folder, ways = tmp_path / "run", {"num_steps": 16}
+        for changed in ({"data": {"on_devices": False}}, {"data": {"on_devices": on_devices}}):
+            assert commands.train(config(**SMALL, training=TRAINING | ways, **changed), folder)
+            ways = {"steps_per_dispatch": updates}
+        assert rows(folder) == rows(whole)
+        expected = leaves(whole, 24)
+        for name, value in leaves(folder, 24).items():
+            np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+    def test_a_dispatch_that_something_would_interrupt_is_refused(self, whole, tmp_path):
+        words = r"steps_per_dispatch is 8, .* does not divide training.log_every=4. Use multiples of 8"
+        with pytest.raises(commands.Refused, match=words):
+            commands.train(small(steps_per_dispatch=8), tmp_path)
+        shutil.copytree(whole, tmp_path / "run")
+        wanted = {"log_every": 10, "checkpoint_every": 10, "steps_per_dispatch": 10, "num_steps": 30}
+        with pytest.raises(commands.Refused, match="run stands at step 24, which is no multiple"):
+            commands.train(small(**wanted), tmp_path / "run")
+
     def test_a_finished_run_has_nothing_to_do(self, whole, capsys):
         assert commands.train(small(sample_every=12), whole)
         assert "nothing to train" in capsys.readouterr().out

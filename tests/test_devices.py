@@ -42,8 +42,8 @@ def test_eight_devices_are_one_device():
         compiled = compile_step(step, mesh, states.abstract(run.new_state, mesh))
         state, losses = states.create(run.new_state, keys.stream(key, "init"), mesh), []
         for i in range(4):
-            state, metrics = compiled(state, devices.from_local_rows(dataset[i], mesh), key)
-            losses.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+            state, metrics = compiled(state, devices.from_local_rows(dataset[i], mesh), key, {})
+            losses.append((float(metrics["loss"][0]), float(metrics["grad_norm"][0])))
         outcomes.append(losses)
     np.testing.assert_allclose(*outcomes, rtol=2e-5)
     assert len(set(outcomes[0])) == 4
@@ -75,8 +75,8 @@ def trained(name, microbatches=1):
     compiled = compile_step(step, mesh, states.abstract(run.new_state, mesh))
     state, found, dataset = states.create(run.new_state, keys.stream(key, "init"), mesh), [], run.batches()
     for i in range(3):
-        state, metrics = compiled(state, devices.from_local_rows(dataset[i], mesh), key)
-        found.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+        state, metrics = compiled(state, devices.from_local_rows(dataset[i], mesh), key, {})
+        found.append((float(metrics["loss"][0]), float(metrics["grad_norm"][0])))
     return found, state
 
 
@@ -112,7 +112,7 @@ def test_a_step_moves_parameters_and_no_activations():
     large = [leaf for leaf in jax.tree.leaves(target.params) if leaf.size >= devices.SMALLEST_SHARE]
     step = make_train_step(run.loss, run.optimizer, run.ema_decays, mesh=mesh, microbatches=2)
     batch = devices.from_local_rows(run.batches()[0], mesh)
-    text = compile_step(step, mesh, target).lower(target, batch, jax.random.key(0)).compile().as_text()
+    text = compile_step(step, mesh, target).lower(target, batch, jax.random.key(0), {}).compile().as_text()
     found = re.findall(r" = (\S+) (all-gather|all-to-all|collective-permute)\(", text)
     wide = [shape for shape, kind in found if kind != "all-gather" or shape.startswith("f32[128,")]
     assert len(wide) == len(large) > 1, found

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.test_commands import rows
 
@@ -54,6 +55,39 @@ def test_sigterm_saves_and_the_same_command_continues(tmp_path):
     assert f"restored step {step}" in out
     assert f"done: {step + 3} steps" in out
     assert [row["step"] for row in rows(tmp_path)] == sorted({row["step"] for row in rows(tmp_path)})
+
+
+FROM_DISK = """
+import sys
+sys.path.insert(0, {root!r})
+from diffusion.data import dataset
+dataset.decode_into_memory.__kwdefaults__["limit"] = 0  # no set fits into memory
+import main
+from absl import app
+if __name__ == "__main__":
+    app.run(main.main, flags_parser=main._parse)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_read_from_the_disk_change_no_number(tmp_path):
+    pictures, script = tmp_path / "pictures", tmp_path / "from_disk.py"
+    pictures.mkdir()
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)):
+        Image.fromarray(pixels).save(pictures / f"{i}.png")
+    script.write_text(FROM_DISK.format(root=str(ROOT)))
+    flags = [*TINY_FLAGS, "--config.data.name=image_folder", f"--config.data.path={pictures}"]
+    flags += [f"--config.training.{name}" for name in ("num_steps=8", "log_every=1", "sample_every=0")]
+    outs = []
+    for workers in (0, 2):
+        words = [*flags, f"--config.data.num_workers={workers}", f"--workdir={tmp_path / str(workers)}"]
+        done = subprocess.run([sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        outs.append(done.stdout)
+    assert "data: on the disk, read ahead in" in outs[0]
+    assert "data: on the disk, read ahead by 2 processes" in outs[1]
+    assert rows(tmp_path / "0") == rows(tmp_path / "2")
+    assert len(rows(tmp_path / "2")) == 8
 
 
 @pytest.mark.parametrize(

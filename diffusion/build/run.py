@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion.build.learned import schedule_of
@@ -27,6 +28,7 @@ from diffusion.sampling import grids
 from diffusion.sampling.sampler import Sampler
 from diffusion.schedules import Schedule
 from diffusion.training import ema
+from diffusion.training.feed import Feed, feed
 from diffusion.training.state import TrainState, new_state
 from diffusion.types import AnyDenoiser, Array, Cond, NoiseLevel, Params, Step
 
@@ -72,13 +74,23 @@ class Trainable:
     def batches(self, process_index: int = 0, process_count: int = 1) -> Any:
         """The endless training stream; [step] gives this process's rows of that step's batch."""
         return pipeline.batches(
-            self.dataset or open_dataset(self.config, "train"),
-            batch_size=self.config.training.batch_size,
-            seed=self.config.seed,
-            flip=self.config.data.flip,
-            process_index=process_index,
-            process_count=process_count,
+            self._training_set, **self._line, process_index=process_index, process_count=process_count
         )
+
+    def feed(self, mesh: Mesh) -> Feed:
+        """How the same batches reach the devices of the mesh: data.on_devices and data.num_workers decide."""
+        ways = {"on_devices": self.config.data.on_devices, "num_workers": self.config.data.num_workers}
+        return feed(self._training_set, mesh, **ways, **self._line)
+
+    @property
+    def _training_set(self) -> Dataset:
+        return self.dataset or open_dataset(self.config, "train")
+
+    @property
+    def _line(self) -> dict[str, Any]:
+        """What decides the order of the images, and where they are cut into batches."""
+        config = self.config
+        return {"batch_size": config.training.batch_size, "seed": config.seed, "flip": config.data.flip}
 
     @property
     def ema_decays(self) -> dict[str, float]:

@@ -4,7 +4,6 @@ import re
 import statistics
 import textwrap
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from diffusion.commands.train import Job, planned, traced
 from diffusion.config import takes
 from diffusion.training import costs
 from diffusion.training import state as states
-from diffusion.training.logs import summarize
+from diffusion.training.logs import each_update, summarize
 
 PATIENCE = 60.0
 """Seconds after which no further step is timed."""
@@ -38,10 +37,9 @@ def dry_run(config: ConfigDict, folder: str | Path, *, num_steps: int = 10) -> N
     _row(
         "run", f"{config.loss.name} on {job.mesh.size} x {jax.devices()[0].device_kind}; nothing is written to {folder}"
     )
-    rows = job.batches[0]
-    _say_data(job, rows)
+    _say_data(job)
     _say_network(job)
-    problems = [_compile_and_time(job, rows, folder, num_steps), _check_disk(job, folder)]
+    problems = [_compile_and_time(job, folder, num_steps), _check_disk(job, folder)]
     if isinstance(job.run, build.Run) and job.run.sampler.nfe is not None:
         nfe = job.run.sampler.nfe(len(job.run.grid().h))
         _row("sampling", f"{nfe:,} evaluations of the network for a batch of samples ({config.sampler.name})")
@@ -54,8 +52,8 @@ def _row(label: str, text: str) -> None:
     say(f"{label:<11}{text}".rstrip())
 
 
-def _say_data(job: Job, rows: Mapping[str, Any]) -> None:
-    """The data set, and one batch of it as the network will get it."""
+def _say_data(job: Job) -> None:
+    """The data set, where it lies, and one batch of it as the network will get it."""
     facts, config = job.run.facts, job.run.config
     shape = "x".join(str(size) for size in facts.shape)
     what = [f"{config.data.name}, train: {facts.num_images:,} samples of {shape}"]
@@ -65,7 +63,8 @@ def _say_data(job: Job, rows: Mapping[str, Any]) -> None:
     told = [f"{len(facts.class_names)} classes: {names}"] if names else ["no classes"]
     told += [f"captions of up to {facts.caption_length} bytes"] if facts.caption_length else []
     _row("", "; ".join(told))
-    for name, value in rows.items():
+    _row("", job.feed.words)
+    for name, value in job.run.batches(jax.process_index(), jax.process_count())[0].items():
         span = f"from {value.min():.4g} to {value.max():.4g}, mean {value.mean():.4g}"
         _row("", f"{name:<6} {value.dtype} {list(value.shape)} {span}")
 
@@ -89,16 +88,16 @@ def _say_network(job: Job) -> None:
     _row("state", ", ".join(f"{name} {quantity(states.num_bytes(tree), 'B')}" for name, tree in parts.items()))
 
 
-def _compile_and_time(job: Job, rows: Any, folder: Path, num_steps: int) -> str | None:
+def _compile_and_time(job: Job, folder: Path, num_steps: int) -> str | None:
     """Says what a step costs; what to change where it does not fit into memory."""
     limit = devices.memory_limit(job.mesh.local_devices[0])
-    arithmetic = _flops(job, rows)
+    arithmetic = _flops(job)
     batch_size = job.run.config.training.batch_size
     each = quantity(arithmetic / batch_size, "FLOP")
     _row("step", f"{quantity(arithmetic, 'FLOP')}, {each} an image: its matrix products and convolutions")
-    start = time.perf_counter()
+    key, start = jax.random.key(job.run.config.seed), time.perf_counter()
     try:
-        compiled = traced(job.run, job.mesh, job.target, rows, jax.random.key(job.run.config.seed)).lower().compile()
+        compiled = traced(job.run, job.mesh, job.target, job.feed, key).lower().compile()
         _row("", f"compiled in {duration(time.perf_counter() - start)}")
         memory = costs.memory(compiled)
         if memory is not None:
@@ -114,7 +113,7 @@ def _compile_and_time(job: Job, rows: Any, folder: Path, num_steps: int) -> str 
     return None
 
 
-def _flops(job: Job, rows: Any) -> int:
+def _flops(job: Job) -> int:
     """The arithmetic of one step, by `costs.flops`, every convolution being direct.
 
     In float32 wide ones are not on CPUs (`networks/winograd.py`); in bfloat16 they are everywhere, and as many.
@@ -124,18 +123,22 @@ def _flops(job: Job, rows: Any) -> int:
         config.network.dtype = "bfloat16"
         run = build.build(config, run.facts)
     target = states.abstract(run.new_state, job.mesh)
-    return costs.flops(traced(run, job.mesh, target, rows, jax.random.key(0)).jaxpr)
+    arithmetic = costs.flops(traced(run, job.mesh, target, job.feed, jax.random.key(0)).jaxpr)
+    return arithmetic // config.training.steps_per_dispatch
 
 
 def _say_memory(memory: costs.Memory, limit: int | None) -> None:
     arguments, results, temporary = (quantity(value, "B") for value in memory)
     of = "" if limit is None else f" of {quantity(limit, 'B')}"
-    parts = f"state and batch {arguments}, results {results}, in between {temporary}"
+    parts = f"state, data and batch {arguments}, results {results}, in between {temporary}"
     _row("memory", f"{quantity(memory.peak, 'B')}{of} on each device: {parts}")
 
 
 class Speed(NamedTuple):
-    """Medians in seconds: of a step, and of reading a batch. row: mean metrics."""
+    """Medians in seconds: of a step, and of a batch's reading, shared by all readers.
+
+    timed: steps. row: mean metrics.
+    """
 
     step: float
     read: float
@@ -144,24 +147,26 @@ class Speed(NamedTuple):
 
 
 def _timed(job: Job, compiled: Any, num_steps: int) -> Speed:
-    """The first steps of a new run, each waited for; the very first is not timed. NonFiniteLoss is theirs."""
-    key, metrics = jax.random.key(job.run.config.seed), []
+    """The first steps of a new run, each dispatch waited for, the very first not timed. NonFiniteLoss is theirs."""
+    key, updates = jax.random.key(job.run.config.seed), job.run.config.training.steps_per_dispatch
     state = states.create(job.run.new_state, keys.stream(key, "init"), job.mesh)
-    steps, reads = [], []
+    held = devices.put(job.feed.held, devices.replicated(job.mesh))
+    steps, reads, metrics = [], [], []
     begin = time.perf_counter()
-    for i in range(num_steps + 1):
+    for i in range(1 + -(-num_steps // updates)):
         start = time.perf_counter()
-        rows = job.batches[i]
+        rows = jax.block_until_ready(job.feed.now(i * updates, job.mesh, stacked=updates))
         read = time.perf_counter()
-        state, found = compiled(state, devices.from_local_rows(rows, job.mesh), keys.stream(key, "train"))
+        state, found = compiled(state, rows, keys.stream(key, "train"), held)
         jax.block_until_ready((state, found))
-        steps.append(time.perf_counter() - read)
-        reads.append(read - start)
-        metrics.append(found)
-        summarize(i, [found])
+        steps.append((time.perf_counter() - read) / updates)
+        reads.append((read - start) / updates / job.feed.readers)
+        metrics += each_update([found])
+        summarize(0, metrics)
         if i and devices.any_process(time.perf_counter() - begin > PATIENCE):
             break
-    return Speed(statistics.median(steps[1:]), statistics.median(reads[1:]), len(steps) - 1, summarize(0, metrics))
+    timed = updates * (len(steps) - 1)
+    return Speed(statistics.median(steps[1:]), statistics.median(reads[1:]), timed, summarize(0, metrics))
 
 
 def _say_speed(speed: Speed, arithmetic: int, job: Job, folder: Path) -> None:
@@ -179,7 +184,8 @@ def _say_speed(speed: Speed, arithmetic: int, job: Job, folder: Path) -> None:
 
 
 def _line(job: Job, peak: int, limit: int) -> costs.Line:
-    held, params = states.num_bytes_each(job.target), states.num_bytes(job.target.params)  # gathered for a step
+    held = states.num_bytes_each(job.target) + states.num_bytes(job.feed.held)
+    params = states.num_bytes(job.target.params)  # gathered for a step
     return costs.line(peak, held, params, job.run.config.training.batch_size, job.mesh.size, limit)
 
 
@@ -204,6 +210,9 @@ def _advice(job: Job, line: costs.Line | None) -> str:
         lines.append("  --config.network.dtype=bfloat16   activations take half the bytes")
     if takes("network", config.network.name, "remat") and config.network.remat != "block":
         lines.append("  --config.network.remat=block   activations are computed again instead of kept")
+    if job.feed.held:
+        size = quantity(states.num_bytes(job.feed.held), "B")
+        lines.append(f"  --config.data.on_devices=False   the data set, {size}, is read ahead instead")
     if count is not None:
         lines.append(f"  {count} devices or more, which share the batch")
     if line is not None and line.fixed >= line.limit and job.mesh.size > config.mesh.fsdp:

@@ -19,6 +19,7 @@ from diffusion.config import to_json
 from diffusion.provenance import provenance
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Checkpoints
+from diffusion.training.feed import Feed
 from diffusion.training.hooks import Recorder, painter, saver
 from diffusion.training.logs import Logs, NonFiniteLoss
 from diffusion.training.loop import Hook, fit
@@ -35,9 +36,10 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     folder = Path(folder).expanduser()
     job = planned(config, folder)
     _make_folder(folder, job)
-    run, mesh, dataset, target, shown, watched = job
+    run, mesh, feed, target, shown, watched = job
     num_params = states.num_elements(target.params)
     say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}{_shares(target, mesh)}")
+    say(f"data: {feed.words}")
     training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
     key = jax.random.key(config.seed)
     with _open(folder, training.keep_checkpoints, about, watched) as checkpoints:
@@ -51,7 +53,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
             return True
         with _explained(folder):
             logs = Logs(folder, first_step=first_step, tensorboard=config.logging.tensorboard)
-        step = _compiled(run, mesh, target, dataset[first_step], key)
+        step = _compiled(run, mesh, target, feed, key)
         recorder = Recorder(
             logs,
             log_every=training.log_every,
@@ -73,7 +75,8 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
         ]
         train_key = keys.stream(key, "train")
         with _explained(folder), _complete(checkpoints), contextlib.closing(logs):
-            state = fit(step, state, dataset, key=train_key, num_steps=training.num_steps, mesh=mesh, hooks=hooks)
+            much = {"num_steps": training.num_steps, "updates": training.steps_per_dispatch}
+            state = fit(step, state, feed, key=train_key, mesh=mesh, hooks=hooks, **much)
     if int(state.step) < training.num_steps:
         say(f"stopped at step {int(state.step)} and saved it in {folder}; the same command continues.")
         return False
@@ -85,13 +88,13 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
 class Job(NamedTuple):
     """A training that nothing speaks against.
 
-    batches: the training stream, [step] gives this process's rows. target: the state's shapes on the mesh.
+    feed: how batches reach the devices. target: the state's shapes on the mesh.
     shown, watched: what it shows (`results`), and how it is evaluated on the way.
     """
 
     run: build.Run | build.Guide
     mesh: Mesh
-    batches: Any
+    feed: Feed
     target: TrainState
     shown: Pictures | Reading
     watched: Watch | None
@@ -113,7 +116,7 @@ def planned(config: ConfigDict, folder: Path) -> Job:
         return Job(
             run,
             mesh,
-            run.batches(jax.process_index(), jax.process_count()),
+            run.feed(mesh),
             states.abstract(run.new_state, mesh),
             results(run, folder),
             watch(run) if isinstance(run, build.Run) else None,
@@ -122,16 +125,16 @@ def planned(config: ConfigDict, folder: Path) -> Job:
         raise Refused(str(error)) from error
 
 
-def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch: Any, key: jax.Array) -> Any:
-    """The train step for this state and batch as a program: traced(...).lower().compile() is what training calls.
+def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Feed, key: jax.Array) -> Any:
+    """The updates of one dispatch as a program: traced(...).lower().compile() is what training calls.
 
     key: the run's own, of its seed.
     """
-    config = run.config
-    ways = {"mesh": mesh, "microbatches": config.training.microbatches, "ema_warmup": config.ema.warmup}
+    training, updates = run.config.training, run.config.training.steps_per_dispatch
+    ways = {"mesh": mesh, "microbatches": training.microbatches, "ema_warmup": run.config.ema.warmup}
     step = make_train_step(run.loss, run.optimizer, run.ema_decays, **ways)
-    batch = devices.from_local_rows(batch, mesh)
-    return compile_step(step, mesh, target).trace(target, batch, keys.stream(key, "train"))
+    program = compile_step(step, mesh, target, read=feed.read, updates=updates)
+    return program.trace(target, feed.now(0, mesh, stacked=updates), keys.stream(key, "train"), feed.held)
 
 
 def _make_folder(folder: Path, job: Job) -> None:
@@ -172,15 +175,21 @@ def _start(
     if step is None:
         return states.create(run.new_state, keys.stream(key, "init"), mesh)
     state = checkpoints.restore(target)
+    updates = run.config.training.steps_per_dispatch
+    if int(state.step) % updates:
+        raise Refused(
+            f"training.steps_per_dispatch is {updates}, but the run stands at step {int(state.step)}, which is no "
+            "multiple of it; continue with training.steps_per_dispatch=1."
+        )
     averages = ", ".join(target.ema)
     say(f"restored step {int(state.step)} from {checkpoints.folder}: parameters, optimizer state, EMA ({averages}).")
     return state
 
 
-def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch: Any, key: jax.Array) -> Any:
-    """The train step, compiled ahead for this state and batch."""
+def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Feed, key: jax.Array) -> Any:
+    """The train step, compiled ahead for this state and feed."""
     start = time.perf_counter()
-    compiled = traced(run, mesh, target, batch, key).lower().compile()
+    compiled = traced(run, mesh, target, feed, key).lower().compile()
     say(f"train step compiled in {time.perf_counter() - start:.1f} s")
     return compiled
 

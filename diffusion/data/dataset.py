@@ -73,10 +73,15 @@ class MemorySource:
     def __getitem__(self, index: SupportsIndex, /) -> Record:
         return self.gather(index)
 
+    @property
+    def columns(self) -> Record:
+        """Returns the arrays under the names that they have in a record."""
+        columns = {"image": self.images, "label": self.labels, "text": self.text}
+        return {key: column for key, column in columns.items() if column is not None}
+
     def gather(self, indices: SupportsIndex | Integer[np.ndarray, " m"]) -> Record:
         """Returns the records at `indices` as one batch of copies, all at once."""
-        columns = {"image": self.images, "label": self.labels, "text": self.text}
-        return {key: column[indices] for key, column in columns.items() if column is not None}
+        return {key: column[indices] for key, column in self.columns.items()}
 
 
 def from_arrays(

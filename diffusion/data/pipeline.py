@@ -13,7 +13,8 @@ hold by construction: a resumed run just asks for the next step, every image com
 P hosts together read what one host reads, and the batch size cuts the line without changing it.
 
 Only bit generators and sorting are used, whose results NumPy keeps the same in all versions. The
-pipelines are `grain.MapDataset`s: index them, or let `to_iter_dataset` read ahead in threads.
+pipelines are `grain.MapDataset`s: index them, or let `to_iter_dataset` read ahead in threads. `plans`
+says which images a batch takes, for whoever holds the images already; `read` takes them out of the set.
 """
 
 import sys
@@ -42,8 +43,35 @@ def batches(
     [...]}, without "label" in an unlabelled set. Batches cross the border between two epochs, so
     none is short and no image is left out; a batch larger than the data set is fine.
 
+    The arguments and errors are those of `plans`.
+    """
+    planned = plans(
+        dataset,
+        batch_size=batch_size,
+        seed=seed,
+        flip=flip,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    return planned.map(partial(read, dataset=dataset))
+
+
+def plans(
+    dataset: Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    flip: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """Returns an endless stream: `stream[step]` says which images this host's part of batch 0, 1, ... takes.
+
+    A plan is {"index": int32 [batch_size / process_count], "mirrored": bool [...]}, without "mirrored" where
+    nothing is flipped.
+
     Args:
-        dataset: the split to read.
+        dataset: the split; only its size and shape are looked at.
         batch_size: images in a step over all hosts together.
         seed: 0 or more; decides order and flips. Every epoch draws both anew.
         flip: mirror each image left to right with probability 1/2.
@@ -69,7 +97,7 @@ def batches(
         )
     share = batch_size // process_count
     places = np.arange(process_index * share, (process_index + 1) * share)
-    cut = partial(_cut, dataset=dataset, batch_size=batch_size, places=places, seed=seed, flip=flip)
+    cut = partial(_cut, num_images=len(dataset), batch_size=batch_size, places=places, seed=seed, flip=flip)
     return grain.MapDataset.range(sys.maxsize // batch_size).map(cut)
 
 
@@ -86,27 +114,33 @@ def epoch(dataset: Dataset, *, batch_size: int) -> grain.MapDataset:
     return starts.map(partial(_slice, dataset=dataset, batch_size=batch_size))
 
 
+def read(plan: Record, dataset: Dataset) -> Record:
+    """Returns the batch of this plan."""
+    batch = _read(dataset.source, plan["index"])
+    if "mirrored" in plan:
+        mirrored = plan["mirrored"]
+        batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
+    return _scale(batch, dataset)
+
+
 def _cut(
     step: int,
-    dataset: Dataset,
+    num_images: int,
     batch_size: int,
     places: Int[np.ndarray, " local"],
     seed: int,
     flip: bool,
 ) -> Record:
-    """Returns the images at `places` of the batch number `step`."""
-    epochs, in_epoch = np.divmod(step * batch_size + places, len(dataset))
-    indices = np.empty_like(in_epoch)
+    """Returns which images stand at `places` of the batch number `step`."""
+    epochs, in_epoch = np.divmod(step * batch_size + places, num_images)
+    index = np.empty(len(in_epoch), np.int32)
     mirrored = np.empty(len(in_epoch), bool)
     for number in np.unique(epochs):
         here = epochs == number
-        order, coins = _epoch_plan(seed, int(number), len(dataset))
-        indices[here] = order[in_epoch[here]]
+        order, coins = _epoch_plan(seed, int(number), num_images)
+        index[here] = order[in_epoch[here]]
         mirrored[here] = coins[in_epoch[here]]
-    batch = _read(dataset.source, indices)
-    if flip:
-        batch["image"][mirrored] = batch["image"][mirrored, :, ::-1]
-    return _scale(batch, dataset)
+    return {"index": index, "mirrored": mirrored} if flip else {"index": index}
 
 
 def _slice(start: int, dataset: Dataset, batch_size: int) -> Record:

@@ -18,6 +18,17 @@ def to_unit_range(image: UInt8[np.ndarray, "*shape"], num_values: int = 256) -> 
     Raises:
         ValueError: an intensity is num_values or above, or num_values is not in 2..256.
     """
+    check_values(image, num_values)
+    half = np.float32((num_values - 1) / 2)  # a multiple of 1/2, so exact, and (num_values - 1) / half is exactly 2
+    return image.astype(np.float32) / half - np.float32(1)
+
+
+def check_values(image: UInt8[np.ndarray, "*shape"], num_values: int) -> None:
+    """Returns None if the intensities are below `num_values`.
+
+    Raises:
+        ValueError: one is not, or num_values is not in 2..256.
+    """
     if not 2 <= num_values <= 256:
         raise ValueError(f"num_values is {num_values}; uint8 images have between 2 and 256 values.")
     if num_values < 256 and image.size and image.max() >= num_values:
@@ -25,8 +36,6 @@ def to_unit_range(image: UInt8[np.ndarray, "*shape"], num_values: int = 256) -> 
             f"an intensity of {image.max()} was found where num_values={num_values} allows "
             f"0..{num_values - 1}. Write num_values=256 for ordinary 8-bit images."
         )
-    half = np.float32((num_values - 1) / 2)  # a multiple of 1/2, so exact, and (num_values - 1) / half is exactly 2
-    return image.astype(np.float32) / half - np.float32(1)
 
 
 def to_uint8(x: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:

@@ -109,8 +109,9 @@ class Line(NamedTuple):
 def line(peak: int, state: int, params: int, batch_size: int, num_devices: int, limit: int) -> Line:
     """The line through one point: a batch of batch_size images over num_devices devices has this peak on each.
 
-    state, params: bytes on each device. The state does not grow with the batch, nor do the gradients and the updates,
-    each as large as the parameters. All else is taken to, and there the estimate errs.
+    state, params: bytes on each device; a data set that lies there counts as state. The state does not grow with the
+    batch, nor do the gradients and the updates, each as large as the parameters. All else is taken to, and there the
+    estimate errs.
     """
     fixed = min(state + 2 * params, peak)
     return Line(fixed, max(peak - fixed, 1) / batch_size, num_devices, limit)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from diffusion.training.checkpoint import Checkpoints
-from diffusion.training.logs import Logs, summarize
+from diffusion.training.logs import Logs, each_update, summarize
 from diffusion.training.loop import Hook
 from diffusion.training.state import TrainState
 
@@ -19,8 +20,8 @@ from diffusion.training.state import TrainState
 class Recorder:
     """Averages the metrics of each log_every updates into one row, on disk and in the progress bar.
 
-    Until then the metrics stay on the devices. pending: those of the last updates before first_step that have no row
-    yet; with them a continued run writes the rows of an uninterrupted one.
+    Until then the metrics stay on the devices, those of a dispatch together. pending: those of the last updates before
+    first_step that have no row yet; with them a continued run writes the rows of an uninterrupted one.
     """
 
     def __init__(
@@ -35,7 +36,8 @@ class Recorder:
     ) -> None:
         self._logs, self._log_every = logs, log_every
         self._batch_size, self._num_steps = batch_size, num_steps
-        self._pending, self._pending_from = list(pending), first_step - len(pending)
+        self._pending = [jax.tree.map(lambda value: np.asarray(value)[None], metrics) for metrics in pending]
+        self._pending_from = first_step - len(pending)
         self._timed_from = first_step
         self._clock, self._paused = time.perf_counter(), 0.0
         self._shown = jax.process_index() == 0
@@ -43,9 +45,9 @@ class Recorder:
         self._bar = tqdm(total=num_steps, initial=first_step, unit="step", disable=quiet, dynamic_ncols=True)
 
     def __call__(self, state: TrainState, step: int, metrics: dict[str, Any], last: bool) -> None:
-        """Takes in one update's metrics."""
+        """Takes in the metrics of a dispatch."""
         self._pending.append(metrics)
-        self._bar.update()
+        self._bar.update(len(metrics["loss"]))
         if step % self._log_every == 0 or step == self._num_steps:
             self._write_row(step)
         if last:
@@ -53,7 +55,7 @@ class Recorder:
 
     def pending(self) -> list[dict[str, Any]]:
         """The metrics, on the host, of the updates since the last row."""
-        return jax.device_get(self._pending)
+        return each_update(self._pending)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -62,13 +64,13 @@ class Recorder:
         NonFiniteLoss if any update before had a loss or gradient that was not finite, so that such a state
         is neither saved nor drawn from.
         """
-        summarize(self._pending_from, self._pending)
+        summarize(self._pending_from, self.pending())
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
 
     def _write_row(self, step: int) -> None:
-        row = summarize(self._pending_from, self._pending)
+        row = summarize(self._pending_from, self.pending())
         now = time.perf_counter()
         seconds = now - self._clock - self._paused
         done = step - self._timed_from

@@ -73,15 +73,20 @@ def _step_of(line: str) -> int | float:
         return float("inf")
 
 
-def summarize(first_step: int, per_step: list[dict[str, Any]]) -> dict[str, float]:
-    """The mean metrics of consecutive steps, first_step + 1 onwards, from the devices in one transfer.
+def each_update(dispatches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The metrics of dispatches, [updates, ...] each, as those of one update after the other; one transfer."""
+    fetched = jax.device_get(list(dispatches))
+    return [{name: value[i] for name, value in each.items()} for each in fetched for i in range(len(each["loss"]))]
+
+
+def summarize(first_step: int, fetched: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The mean metrics of consecutive steps, first_step + 1 onwards.
 
     Losses by noise level are averaged over the samples that fell into each bin. NonFiniteLoss names the
     first step whose loss or gradient is not finite.
     """
-    if not per_step:
+    if not fetched:
         return {}
-    fetched = jax.device_get(per_step)
     for i, metrics in enumerate(fetched):
         if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
             raise NonFiniteLoss(

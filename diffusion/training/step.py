@@ -100,12 +100,32 @@ def _in_turn(of_rows: Callable[..., Any], params: Any, rows: Any, key: jax.Array
     return grads, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:]), values)
 
 
-def compile_step(step: TrainStep, mesh: Mesh, state_shape: TrainState) -> Any:
-    """The step jitted over the mesh: batch split over its devices, state donated, metrics replicated."""
+def compile_step(
+    step: TrainStep,
+    mesh: Mesh,
+    state_shape: TrainState,
+    *,
+    read: Callable[[Any, Any], Any] = lambda held, rows: rows,
+    updates: int = 1,
+) -> Any:
+    """program(state, rows, key, held) -> (state, metrics), jitted over the mesh: so many updates in one dispatch.
+
+    rows, held: what `read` makes a batch of, each update's rows split over the devices, held replicated; with several
+    updates rows have one more axis in front, a row of it for each. The state is donated. metrics: those of each update,
+    [updates, ...], replicated.
+    """
+
+    def program(state: TrainState, rows: Any, key: jax.Array, held: Any) -> tuple[TrainState, Any]:
+        def update(state: TrainState, rows: Any) -> tuple[TrainState, dict[str, Any]]:
+            return step(state, read(held, rows), key)
+
+        if updates > 1:
+            return jax.lax.scan(update, state, rows)
+        state, metrics = update(state, rows)
+        return state, jax.tree.map(lambda value: value[None], metrics)
+
     state, everywhere = shardings(state_shape, mesh), devices.replicated(mesh)
+    rows = devices.split(mesh, axis=int(updates > 1))
     return jax.jit(
-        step,
-        donate_argnums=0,
-        in_shardings=(state, devices.split(mesh), everywhere),
-        out_shardings=(state, everywhere),
+        program, donate_argnums=0, in_shardings=(state, rows, everywhere, everywhere), out_shardings=(state, everywhere)
     )

@@ -6,6 +6,7 @@ See README.md beside this file.
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -18,36 +19,91 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 
 COMPILE = """
-import time, jax, numpy as np
+import time, grain, jax, numpy as np
 from diffusion import build, devices
 from diffusion.config import config
 from diffusion.training import state as states
 from diffusion.commands.train import traced
+from diffusion.training.feed import Feed
 
 run = build.build(config(training={"num_steps": 1}), build.Facts((32, 32, 3), 256, ()))
 mesh = devices.training_mesh()
 target = states.abstract(run.new_state, mesh)
-batch = {"image": np.zeros((8, 32, 32, 3), np.float32)}
+feed = Feed(rows=grain.MapDataset.source([{"image": np.zeros((8, 32, 32, 3), np.float32)}]))
 start = time.perf_counter()
-traced(run, mesh, target, batch, jax.random.key(0)).lower().compile()
+traced(run, mesh, target, feed, jax.random.key(0)).lower().compile()
 print(time.perf_counter() - start)
 """
 
 
 def input_rate(turns):
     """Images/s of CIFAR-10's shape, flipped at random, from memory: one thread, as the loop reads ahead."""
-    from diffusion.data import pipeline
-    from diffusion.data.dataset import from_arrays
-    from diffusion.training.loop import read_ahead
+    from diffusion import devices
+    from diffusion.training.feed import feed
 
-    images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
-    stream = pipeline.batches(from_arrays(images), batch_size=128, seed=0, flip=True)
-    rates = []
+    mesh = devices.training_mesh()
+    source, rates = feed(cifar(), mesh, on_devices=False, batch_size=128, seed=0, flip=True), []
     for turn in range(turns):
         start = time.perf_counter()
-        count = sum(len(batch["image"]) for batch in read_ahead(stream, range(400 * turn, 400 * (turn + 1))))
+        with contextlib.closing(source.ahead(400 * turn, 400 * (turn + 1), mesh)) as batches:
+            count = sum(len(batch["image"]) for batch in batches)
         rates.append(count / (time.perf_counter() - start))
     return np.median(rates)
+
+
+def cifar():
+    """A set of CIFAR-10's size."""
+    from diffusion.data.dataset import from_arrays
+
+    return from_arrays(np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8))
+
+
+def from_devices(dataset, batch_size, repeats=300):
+    """Seconds that a step's batch takes out of a set that lies on the devices, by itself; the median."""
+    import jax
+
+    from diffusion import devices
+    from diffusion.training.feed import feed
+
+    mesh = devices.training_mesh()
+    source = feed(dataset, mesh, on_devices=True, batch_size=batch_size, seed=0, flip=True)
+    read, held, seconds = jax.jit(source.read), devices.put(source.held, devices.replicated(mesh)), []
+    for i in range(repeats):
+        rows = source.now(i, mesh)
+        start = time.perf_counter()
+        jax.block_until_ready(read(held, rows))
+        seconds.append(time.perf_counter() - start)
+    return np.median(seconds)
+
+
+def dispatches(turns, sizes=(1, 10, 100), num_steps=1000):
+    """Seconds of an update of toy_2d, in dispatches of so many; medians of turns side by side."""
+    import jax
+
+    from configs.toy_2d import get_config
+    from diffusion import build, devices, keys
+    from diffusion.commands.train import traced
+    from diffusion.training import state as states
+    from diffusion.training.loop import fit
+
+    mesh, found = devices.training_mesh(), []
+    config, key = get_config(), keys.stream(jax.random.key(0), "train")
+    config.training.num_steps = num_steps
+    programs = {}
+    for updates in sizes:
+        config.training.steps_per_dispatch = updates
+        run = build.build(config)
+        target, feed = states.abstract(run.new_state, mesh), run.feed(mesh)
+        programs[updates] = run, feed, traced(run, mesh, target, feed, jax.random.key(0)).lower().compile()
+    for _ in range(turns):
+        seconds = []
+        for updates, (run, feed, step) in programs.items():
+            state = states.create(run.new_state, jax.random.key(1), mesh)
+            start = time.perf_counter()
+            jax.block_until_ready(fit(step, state, feed, key=key, num_steps=num_steps, mesh=mesh, updates=updates))
+            seconds.append((time.perf_counter() - start) / num_steps)
+        found.append(seconds)
+    return dict(zip(sizes, np.median(found, axis=0), strict=True))
 
 
 def overhead(turns, num_steps):
@@ -67,14 +123,14 @@ def overhead(turns, num_steps):
     run, mesh = build.build(config), devices.training_mesh()
     target = states.abstract(run.new_state, mesh)
     key = keys.stream(jax.random.key(0), "train")
-    stream = run.batches()
-    batch = devices.from_local_rows(stream[0], mesh)
-    step = traced(run, mesh, target, stream[0], jax.random.key(0)).lower().compile()
+    feed = run.feed(mesh)
+    batch, held = feed.now(0, mesh), devices.put(feed.held, devices.replicated(mesh))
+    step = traced(run, mesh, target, feed, jax.random.key(0)).lower().compile()
 
     def alone(state):
         start = time.perf_counter()
         for _ in range(num_steps):
-            state, metrics = step(state, batch, key)
+            state, metrics = step(state, batch, key, held)
             jax.block_until_ready(metrics)
         return state, (time.perf_counter() - start) / num_steps
 
@@ -87,7 +143,7 @@ def overhead(turns, num_steps):
             recorder = Recorder(logs, log_every=training.log_every, **counts)
             hooks = [recorder, saver(checkpoints, every=training.checkpoint_every, recorder=recorder)]
             start = time.perf_counter()
-            state = fit(step, state, stream, key=key, num_steps=done + num_steps, mesh=mesh, hooks=hooks)
+            state = fit(step, state, feed, key=key, num_steps=done + num_steps, mesh=mesh, hooks=hooks)
             jax.block_until_ready(state)
             seconds = (time.perf_counter() - start) / num_steps
             logs.close()
@@ -110,6 +166,13 @@ def compile_seconds():
         return [float(subprocess.check_output(command, env=environment, text=True)) for _ in range(2)]
 
 
+def digits_set():
+    """The training digits."""
+    from diffusion.data.digits import digits
+
+    return digits("train")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=5)
@@ -123,6 +186,11 @@ def main():
     share = np.median(times[:, 1] / times[:, 0]) - 1
     print(f"| ddpm_digits: the compiled step alone | {1e3 * bare:.2f} ms |")
     print(f"| the same in the loop: input, logs, EMA, a checkpoint | {1e3 * whole:.2f} ms, {share:+.1%} |")
+    large, small = from_devices(cifar(), 128), from_devices(digits_set(), 64)
+    print(f"| 128 CIFAR-size images, flipped, out of a set on the device | {1e3 * large:.2f} ms |")
+    print(f"| the same of ddpm_digits, 64 digits | {1e3 * small:.2f} ms, {small / bare:.2%} of a step |")
+    for updates, seconds in dispatches(args.turns).items():
+        print(f"| an update of toy_2d, {updates} in a dispatch | {1e3 * seconds:.2f} ms |")
     cold, cached = compile_seconds()
     print(f"| CIFAR-10 train step compiled, cold | {cold:.1f} s |\n| the same from the cache | {cached:.1f} s |")
 

@@ -322,7 +322,8 @@ def test_rows_of_the_log_span_restarts(tmp_path):
     def metrics(step):
         value = np.float32(1 / (3 + step))
         bins = np.arange(5, dtype=np.float32) * value
-        return {"loss": value, "grad_norm": 2 * value, "bin_loss": bins, "bin_count": np.ones(5, np.float32)}
+        found = {"loss": value, "grad_norm": 2 * value, "bin_loss": bins, "bin_count": np.ones(5, np.float32)}
+        return {name: np.asarray(values)[None] for name, values in found.items()}
 
     def run(folder, stops):
         folder.mkdir()

@@ -1,3 +1,4 @@
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ from diffusion.build import Facts
 from diffusion.commands.train import traced
 from diffusion.training import costs
 from diffusion.training import state as states
+from diffusion.training.feed import Feed
 
 FORWARD_32 = 11.67e9
 """Of the published DDPM U-Net for one 32x32 image, as XLA counts it, the work between the products included."""
@@ -103,8 +105,8 @@ class TestFlops:
         image, level = jnp.zeros((1, 32, 32, 3)), jnp.zeros(1)
         forward = jax.make_jaxpr(lambda p: run.network.apply(p, image, level, cond={}))(target.params)
         assert costs.flops(forward) == pytest.approx(FORWARD_32, rel=0.01)
-        rows = {"image": np.zeros((8, 32, 32, 3), np.float32)}
-        step = traced(run, mesh, target, rows, jax.random.key(0))
+        rows = grain.MapDataset.source([{"image": np.zeros((8, 32, 32, 3), np.float32)}])
+        step = traced(run, mesh, target, Feed(rows=rows), jax.random.key(0))
         assert costs.flops(step.jaxpr) / 8 == pytest.approx(3 * FORWARD_32, rel=0.01)
 
 

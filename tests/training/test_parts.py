@@ -13,7 +13,6 @@ from diffusion.losses import Loss
 from diffusion.training import ema, logs, optim, state
 from diffusion.training.checkpoint import Checkpoints, load_params
 from diffusion.training.logs import Logs, NonFiniteLoss, summarize
-from diffusion.training.loop import read_ahead
 from diffusion.training.step import make_train_step
 
 
@@ -104,30 +103,6 @@ class TestStep:
         assert float(after.params["w"] - before.params["w"]) == pytest.approx(-0.1 * np.sign(grad), rel=1e-4)
         assert float(after.ema["0.5"]["w"]) == pytest.approx((float(before.params["w"]) + float(after.params["w"])) / 2)
         assert after.step == 1
-
-
-class TestReadAhead:
-    def test_batches_come_in_order_two_ahead_of_their_use(self):
-        asked = []
-
-        class Stream:
-            def __getitem__(self, step):
-                asked.append(step)
-                return 10 * step
-
-        batches = read_ahead(Stream(), range(5, 12))
-        assert next(batches) == 50
-        batches_after = [next(batches) for _ in range(3)]
-        assert batches_after == [60, 70, 80]
-        assert set(asked) <= set(range(5, 11)), "no further ahead than needed"
-        assert list(batches) == [90, 100, 110]
-        assert asked == list(range(5, 12))
-
-    def test_an_error_of_the_data_reaches_the_loop_at_its_own_step(self):
-        batches = read_ahead({0: "a", 1: "b"}, range(3))
-        assert [next(batches), next(batches)] == ["a", "b"]
-        with pytest.raises(KeyError):
-            next(batches)
 
 
 class TestCheckpoints:
