@@ -50,8 +50,8 @@ class Checkpoints:
         self.folder = Path(folder).resolve()
         self.about = dict(about or {}) | {"digests": digests.NAME}
         self._saving, self._bytes = 0, 0
-        _set_damaged_aside(self.folder)
-        self._measured = measured or _last_measured(_scores(self.folder))
+        devices.on_first_process(lambda: _set_damaged_aside(self.folder))
+        self._measured = measured or devices.on_first_process(lambda: _last_measured(_scores(self.folder)))
         # folders are made before a save returns: where that fails in a thread, other threads wait for it for 20 minutes
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation(keep, self._measured),
@@ -115,10 +115,11 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             state, failure = self._try(step, item)
             if not devices.any_process(failure is not None):
-                _move_aside(self.folder, damaged)
+                devices.on_first_process(functools.partial(_move_aside, self.folder, damaged, step))
                 self._manager.reload()
                 return TrainState(**state)
-            if (self.folder / str(step) / digests.NAME).exists() or step == min(self._manager.all_steps()):
+            has_digests = devices.of_first_process((self.folder / str(step) / digests.NAME).exists())
+            if has_digests or step == min(self._manager.all_steps()):
                 raise failure or OSError(f"another process cannot read step {step} in {self.folder}.")
             damaged[step] = f"it cannot be read ({str(failure)[:200]})"
         raise FileNotFoundError(f"no checkpoint in {self.folder}.")
@@ -170,16 +171,25 @@ def preservation(keep: int, measured: str = "") -> Any:
 def best_step(folder: Path) -> int | None:
     """The step of the checkpoint with the lowest score of those measured as the newest was; None where none was.
 
-    ValueError where a score is damaged, since the best is not known then.
+    ValueError where a score is damaged, since the best is not known then. The first process reads, all are told.
     """
+    return devices.on_first_process(lambda: _best_step(Path(folder)))
+
+
+def _best_step(folder: Path) -> int | None:
     for step in workdir.steps_in(folder):
-        place = Path(folder) / str(step)
+        place = folder / str(step)
         if wrong := _damage(place, within="metrics/"):
             raise ValueError(f"the score of {place} is damaged ({wrong}), so the best is not known: name a step.")
-    found = _scores(folder)
-    scores = {step: _score(metrics, _last_measured(found)) for step, metrics in found.items()}
-    best = min(scores, key=lambda step: (scores[step], -step), default=None)
-    return best if best is not None and math.isfinite(scores[best]) else None
+    scores = _scores(folder)
+    return _best(scores, _last_measured(scores))
+
+
+def _best(scores: Mapping[int, Mapping[str, Any]], measured: str) -> int | None:
+    """The newest step with the lowest score that was measured so; None where none was."""
+    ranked = {step: _score(metrics, measured) for step, metrics in scores.items()}
+    best = min(ranked, key=lambda step: (ranked[step], -step), default=None)
+    return best if best is not None and math.isfinite(ranked[best]) else None
 
 
 def _scores(folder: Path) -> dict[int, Mapping[str, Any]]:
@@ -207,10 +217,19 @@ def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | N
 
     params_shape: the shapes and dtypes of the network's parameters. FileNotFoundError where the folder has
     no (such) checkpoint; ValueError where the given one, or every one, is damaged. Newer ones that are damaged are
-    named in a warning. Works on any number of devices: the parameters come to the first one.
+    named in a warning. Works on any number of devices: the parameters come to the first one. Of several processes the
+    first one reads the digests, and all take the step that it found, or raise what it raises.
     """
     _quieten_orbax()
     folder = Path(folder).resolve()
+    found = devices.on_first_process(lambda: _to_load(folder, step))
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shape = {"ema": {ema_name: jax.tree.map(lambda s: _placed(s, place), params_shape)}}
+    return _read(folder / str(found), shape)["ema"][ema_name], found
+
+
+def _to_load(folder: Path, step: int | None) -> int:
+    """The newest sound step, or the given one if it is; errors and warnings are those of `load_params`."""
     steps = workdir.steps_in(folder)
     if not steps or (step is not None and step not in steps):
         wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
@@ -221,21 +240,17 @@ def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | N
         raise ValueError(_list(folder, damaged) + others)
     if damaged:
         warnings.warn(f"{_list(folder, damaged)} Step {found} is used, the one before.", stacklevel=2)
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shape = {"ema": {ema_name: jax.tree.map(lambda s: _placed(s, place), params_shape)}}
-    return _read(folder / str(found), shape)["ema"][ema_name], found
+    return found
 
 
 def _newest_sound(folder: Path, steps: Iterable[int]) -> tuple[int | None, dict[int, str]]:
-    """(the newest of the steps that is not damaged, what is wrong with newer ones): what the first process finds."""
-    found, damaged = None, dict[int, str]()
-    for step in sorted(steps, reverse=True) if jax.process_index() == 0 else ():
+    """(the newest of the steps that is not damaged, what is wrong with newer ones)."""
+    damaged = dict[int, str]()
+    for step in sorted(steps, reverse=True):
         if not (wrong := _damage(folder / str(step))):
-            found = step
-            break
+            return step, damaged
         damaged[step] = wrong
-    agreed = devices.of_first_process(-1 if found is None else found)
-    return (None if agreed < 0 else agreed), damaged
+    return None, damaged
 
 
 def _damage(checkpoint: Path, within: str = "") -> str:
@@ -259,30 +274,28 @@ def _set_damaged_aside(folder: Path) -> None:
     """Moves those newer than the newest sound checkpoint, and those whose score is damaged, out of the way."""
     steps = workdir.steps_in(folder)
     found, damaged = _newest_sound(folder, steps)
-    if found is None and devices.of_first_process(len(steps)):
-        raise ValueError(
-            f"{_list(folder, damaged)} None is left to go on from. Restore one from a copy, or train in another "
-            "--workdir; without its folder checkpoints/ the run begins anew."
-        )
-    if jax.process_index() == 0:
-        older = {step: _damage(folder / str(step), within="metrics/") for step in steps if step < (found or 0)}
-        damaged |= {step: wrong for step, wrong in older.items() if wrong}
-    _move_aside(folder, damaged)
+    if found is None:
+        if damaged:
+            raise ValueError(
+                f"{_list(folder, damaged)} None is left to go on from. Restore one from a copy, or train in another "
+                "--workdir; without its folder checkpoints/ the run begins anew."
+            )
+        return
+    older = {step: _damage(folder / str(step), within="metrics/") for step in steps if step < found}
+    _move_aside(folder, damaged | {step: wrong for step, wrong in older.items() if wrong}, found)
 
 
-def _move_aside(folder: Path, damaged: Mapping[int, str]) -> None:
-    """Renames damaged checkpoints, with a warning that names each; every process returns when it is done."""
-    if damaged and jax.process_index() == 0:
-        for step in damaged:
-            taken = len(list(folder.glob(f"damaged_{step}*")))
-            os.rename(folder / str(step), folder / (f"damaged_{step}_{taken + 1}" if taken else f"damaged_{step}"))
-        warnings.warn(f"{_list(folder, damaged)} Moved to damaged_*, and goes on from the one before.", stacklevel=2)
-    devices.of_first_process(0)
+def _move_aside(folder: Path, damaged: Mapping[int, str], found: int) -> None:
+    """Renames damaged checkpoints, with a warning that names each, and the one that training goes on from."""
+    for step in damaged:
+        taken = len(list(folder.glob(f"damaged_{step}*")))
+        os.rename(folder / str(step), folder / (f"damaged_{step}_{taken + 1}" if taken else f"damaged_{step}"))
+    if damaged:
+        warnings.warn(f"{_list(folder, damaged)} Moved to damaged_*; training goes on from step {found}.", stacklevel=2)
 
 
 def _list(folder: Path, damaged: Mapping[int, str]) -> str:
-    said = "; ".join(f"step {step}: {wrong}" for step, wrong in damaged.items())
-    return f"damaged checkpoints in {folder}: {said or 'the first process names them'}."
+    return f"damaged checkpoints in {folder}: {'; '.join(f'step {step}: {wrong}' for step, wrong in damaged.items())}."
 
 
 def _to_json(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from diffusion.training import checkpoint, digests, state
 from diffusion.training.checkpoint import Checkpoints, best_step, load_params
 from diffusion.training.hooks import Recorder
 from diffusion.training.logs import Logs
+from tests.processes import as_processes
 from tests.test_commands import rows
 
 SHAPE = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
@@ -141,7 +142,7 @@ class TestFallingBack:
         for turn, name in enumerate(("damaged_3", "damaged_3_2")):
             flip(file, 5)
             there = {place: (three / "3" / place).read_bytes() for place in files(three / "3")}
-            with pytest.warns(UserWarning, match=r"step 3: state/d/\w+ has changed.*goes on from the one before"):
+            with pytest.warns(UserWarning, match=r"step 3: state/d/\w+ has changed.*goes on from step 2"):
                 assert restored_step(three) == 2
             assert {place: (three / name / place).read_bytes() for place in files(three / name)} == there
             assert workdir.steps_in(three) == [1, 2]
@@ -221,6 +222,39 @@ class TestFallingBack:
             assert restored_step(three) == 3
             assert load_params(three, SHAPE, "0.5")[1] == 3
         assert {entry.name for entry in three.iterdir()} == {"1", "2", "3"}
+
+
+class TestSeveralProcesses:
+    """Three of them, of which only the first one reads what may be damaged."""
+
+    @pytest.mark.parametrize("reads", [Checkpoints, best_step, lambda folder: load_params(folder, SHAPE, "0.5")])
+    @pytest.mark.parametrize("failure", [OSError(errno.EIO, "the disk is gone"), PermissionError(errno.EACCES, "no")])
+    def test_an_error_of_the_first_one_ends_all_of_them(self, three, monkeypatch, reads, failure):
+        def failing(folder, within=""):
+            assert jax.process_index() == 0
+            raise failure
+
+        monkeypatch.setattr(digests, "check", failing)
+        ended = as_processes(monkeypatch, 3, lambda index: reads(three))
+        assert [(type(error), str(error)) for error in ended] == [(type(failure), str(failure))] * 3
+
+    def test_damage_that_refuses_is_named_by_all_of_them(self, three, monkeypatch):
+        (three / "2/metrics/metrics").write_text('{"score": 0.0}')
+        (three / "3/state/manifest.ocdbt").unlink()
+        ended = as_processes(monkeypatch, 3, lambda index: load_params(three, SHAPE, "0.5", 3))
+        assert {str(error) for error in ended} == {
+            f"damaged checkpoints in {three}: step 3: state/manifest.ocdbt is missing. Take another one: [1, 2]."
+        }
+        ended = as_processes(monkeypatch, 3, lambda index: best_step(three))
+        assert len({str(error) for error in ended}) == 1
+        assert "so the best is not known" in str(ended[2])
+
+    def test_all_take_the_best_that_the_first_one_found(self, three, monkeypatch):
+        """Though the others see another folder, as over a network where changes arrive late."""
+        late = shutil.copytree(three, three.parent / "late")
+        shutil.rmtree(late / "1")
+        assert (best_step(three), best_step(late)) == (1, 2)
+        assert as_processes(monkeypatch, 3, lambda index: best_step(late if index else three)) == [1, 1, 1]
 
 
 def should_be_kept(scores, keep):
