@@ -80,7 +80,8 @@ class Checkpoints:
     def save(self, state: TrainState, score: float = math.inf, pending: Iterable[Mapping[str, Any]] = ()) -> None:
         """Starts to write the state under its own step, unless that step is there already.
 
-        score: how good it is, the lower the better; one that is not finite counts as not measured. pending: the
+        score: how good it is, the lower the better; one that is not finite counts as not measured. Each process ranks
+        checkpoints by itself, so the first one's score is everybody's: hosts may round differently. pending: the
         metrics of the last updates, which the log has no row of yet. workdir.DiskFull if the disk has no room for
         this state, or had none for the one before, whose writing ends here.
         """
@@ -93,7 +94,8 @@ class Checkpoints:
                 "about": ocp.args.JsonSave(self.about),
                 "pending": ocp.args.JsonSave({"updates": [_to_json(metrics) for metrics in pending]}),
             }
-            metrics = {"score": score if math.isfinite(score) else math.inf, "measured": self._measured}
+            score = devices.of_first_process(score if math.isfinite(score) else math.inf)
+            metrics = {"score": score, "measured": self._measured}
             with self._room():
                 self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
