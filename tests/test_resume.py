@@ -16,7 +16,7 @@ import pytest
 
 from diffusion import build, workdir
 from diffusion.training import digests
-from diffusion.training.checkpoint import best_step
+from diffusion.training.soundness import best_step
 from tests.test_commands import leaves, rows
 
 ROOT = Path(__file__).parents[1]

@@ -10,9 +10,7 @@ import functools
 import json
 import logging
 import math
-import os
 import shutil
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +23,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from diffusion import devices, workdir
-from diffusion.training import digests
+from diffusion.training import digests, soundness
 from diffusion.training.state import TrainState, num_bytes
 from diffusion.types import Params
 
@@ -39,8 +37,8 @@ class Checkpoints:
     score. measured: how scores are measured, in a word; only those of the same word compare, and "" is the word of the
     newest score there is. about: what is stored beside each state (config, versions, commit), as JSON.
 
-    Damaged checkpoints are moved aside with a warning, so that training goes on from the one before. ValueError where
-    all are damaged: then nothing is moved.
+    Damaged checkpoints are moved aside with a warning, so that training goes on from the one before and the best is a
+    sound one (`unsound` says which are looked at). ValueError where all are damaged: then nothing is moved.
     """
 
     def __init__(
@@ -50,12 +48,12 @@ class Checkpoints:
         self.folder = Path(folder).resolve()
         self.about = dict(about or {}) | {"digests": digests.NAME}
         self._saving, self._bytes = 0, 0
-        devices.on_first_process(lambda: _set_damaged_aside(self.folder))
-        self._measured = measured or devices.on_first_process(lambda: _last_measured(_scores(self.folder)))
+        devices.on_first_process(lambda: soundness.set_damaged_aside(self.folder))
+        self._measured = measured or devices.on_first_process(lambda: soundness.last_measured(self.folder))
         # folders are made before a save returns: where that fails in a thread, other threads wait for it for 20 minutes
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation(keep, self._measured),
-            best_fn=functools.partial(_score, measured=self._measured),
+            best_fn=functools.partial(soundness.score, measured=self._measured),
             best_mode="min",
             cleanup_tmp_directories=True,
             todelete_subdir=DELETED,
@@ -117,7 +115,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             state, failure = self._try(step, item)
             if not devices.any_process(failure is not None):
-                devices.on_first_process(functools.partial(_move_aside, self.folder, damaged, step))
+                devices.on_first_process(functools.partial(soundness.move_aside, self.folder, damaged, step))
                 self._manager.reload()
                 return TrainState(**state)
             has_digests = devices.of_first_process((self.folder / str(step) / digests.NAME).exists())
@@ -165,53 +163,9 @@ class Checkpoints:
 def preservation(keep: int, measured: str = "") -> Any:
     """Orbax's policy that keeps the newest `keep`, and the newest of those with the lowest score `measured` so."""
     managers = ocp.checkpoint_managers
-    score = functools.partial(_score, measured=measured)
+    score = functools.partial(soundness.score, measured=measured)
     best = managers.BestN(get_metric_fn=score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
     return managers.AnyPreservationPolicy([managers.LatestN(keep), best])
-
-
-def best_step(folder: Path) -> int | None:
-    """The step of the checkpoint with the lowest score of those measured as the newest was; None where none was.
-
-    ValueError where a score is damaged, since the best is not known then. The first process reads, all are told.
-    """
-    return devices.on_first_process(lambda: _best_step(Path(folder)))
-
-
-def _best_step(folder: Path) -> int | None:
-    for step in workdir.steps_in(folder):
-        place = folder / str(step)
-        if wrong := _damage(place, within="metrics/"):
-            raise ValueError(f"the score of {place} is damaged ({wrong}), so the best is not known: name a step.")
-    scores = _scores(folder)
-    return _best(scores, _last_measured(scores))
-
-
-def _best(scores: Mapping[int, Mapping[str, Any]], measured: str) -> int | None:
-    """The newest step with the lowest score that was measured so; None where none was."""
-    ranked = {step: _score(metrics, measured) for step, metrics in scores.items()}
-    best = min(ranked, key=lambda step: (ranked[step], -step), default=None)
-    return best if best is not None and math.isfinite(ranked[best]) else None
-
-
-def _scores(folder: Path) -> dict[int, Mapping[str, Any]]:
-    """What is saved of each checkpoint's score, by step."""
-    files = {step: Path(folder) / str(step) / "metrics" / "metrics" for step in workdir.steps_in(folder)}
-    return {step: json.loads(file.read_text()) for step, file in files.items() if file.exists()}
-
-
-def _last_measured(scores: Mapping[int, Mapping[str, Any]]) -> str:
-    """How the newest score was measured; "" where there is none."""
-    return next((scores[s].get("measured", "") for s in sorted(scores, reverse=True) if _finite(scores[s])), "")
-
-
-def _finite(metrics: Mapping[str, Any]) -> bool:
-    return math.isfinite(metrics["score"])
-
-
-def _score(metrics: Mapping[str, Any], measured: str) -> float:
-    """The score, or infinity for one that was measured in another way."""
-    return metrics["score"] if metrics.get("measured", "") == measured else math.inf
 
 
 def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | None = None) -> tuple[Params, int]:
@@ -224,80 +178,10 @@ def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | N
     """
     _quieten_orbax()
     folder = Path(folder).resolve()
-    found = devices.on_first_process(lambda: _to_load(folder, step))
+    found = devices.on_first_process(lambda: soundness.to_load(folder, step))
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shape = {"ema": {ema_name: jax.tree.map(lambda s: _placed(s, place), params_shape)}}
     return _read(folder / str(found), shape)["ema"][ema_name], found
-
-
-def _to_load(folder: Path, step: int | None) -> int:
-    """The newest sound step, or the given one if it is; errors and warnings are those of `load_params`."""
-    steps = workdir.steps_in(folder)
-    if not steps or (step is not None and step not in steps):
-        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-        raise FileNotFoundError(f"no {wanted} in {folder}; there are: {steps or 'none yet'}.")
-    found, damaged = _newest_sound(folder, steps if step is None else [step])
-    if found is None:
-        others = f" Take another one: {[s for s in steps if s != step]}." if step is not None else ""
-        raise ValueError(_list(folder, damaged) + others)
-    if damaged:
-        warnings.warn(f"{_list(folder, damaged)} Step {found} is used, the one before.", stacklevel=2)
-    return found
-
-
-def _newest_sound(folder: Path, steps: Iterable[int]) -> tuple[int | None, dict[int, str]]:
-    """(the newest of the steps that is not damaged, what is wrong with newer ones)."""
-    damaged = dict[int, str]()
-    for step in sorted(steps, reverse=True):
-        if not (wrong := _damage(folder / str(step))):
-            return step, damaged
-        damaged[step] = wrong
-    return None, damaged
-
-
-def _damage(checkpoint: Path, within: str = "") -> str:
-    """What is wrong with a checkpoint; "" for nothing, and, with a warning, for one that never had digests."""
-    try:
-        digests.check(checkpoint, within)
-    except digests.Damaged as error:
-        return str(error)
-    except FileNotFoundError:
-        if not (checkpoint / "state").is_dir():
-            return "state is missing"
-        with contextlib.suppress(OSError, ValueError):
-            if "digests" in json.loads((checkpoint / "about" / "metadata").read_text()):
-                return f"{digests.NAME} is missing"
-        if not within:
-            warnings.warn(f"{checkpoint} is older than digests are, so it was not verified.", stacklevel=2)
-    return ""
-
-
-def _set_damaged_aside(folder: Path) -> None:
-    """Moves those newer than the newest sound checkpoint, and those whose score is damaged, out of the way."""
-    steps = workdir.steps_in(folder)
-    found, damaged = _newest_sound(folder, steps)
-    if found is None:
-        if damaged:
-            raise ValueError(
-                f"{_list(folder, damaged)} None is left to go on from. Restore one from a copy, or train in another "
-                "--workdir; without its folder checkpoints/ the run begins anew."
-            )
-        return
-    older = {step: _damage(folder / str(step), within="metrics/") for step in steps if step < found}
-    _move_aside(folder, damaged | {step: wrong for step, wrong in older.items() if wrong}, found)
-
-
-def _move_aside(folder: Path, damaged: Mapping[int, str], found: int) -> None:
-    """Renames damaged checkpoints, with a warning that names each, and the one that training goes on from."""
-    for step in damaged:
-        taken = len(list(folder.glob(f"damaged_{step}*")))
-        os.rename(folder / str(step), folder / (f"damaged_{step}_{taken + 1}" if taken else f"damaged_{step}"))
-    if damaged:
-        warnings.warn(f"{_list(folder, damaged)} Moved to damaged_*; training goes on from step {found}.", stacklevel=2)
-
-
-def _list(folder: Path, damaged: Mapping[int, str]) -> str:
-    return f"damaged checkpoints in {folder}: {'; '.join(f'step {step}: {wrong}' for step, wrong in damaged.items())}."
 
 
 def _to_json(metrics: Mapping[str, Any]) -> dict[str, Any]:

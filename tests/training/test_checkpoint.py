@@ -22,9 +22,10 @@ import pytest
 import diffusion.commands  # noqa: F401 (its module train is looked up by name)
 from diffusion import devices, workdir
 from diffusion.training import checkpoint, digests, state
-from diffusion.training.checkpoint import Checkpoints, best_step, load_params
+from diffusion.training.checkpoint import Checkpoints, load_params
 from diffusion.training.hooks import Recorder
 from diffusion.training.logs import Logs
+from diffusion.training.soundness import best_step, unsound
 from tests.processes import as_processes
 from tests.test_commands import rows
 
@@ -222,6 +223,55 @@ class TestFallingBack:
             assert restored_step(three) == 3
             assert load_params(three, SHAPE, "0.5")[1] == 3
         assert {entry.name for entry in three.iterdir()} == {"1", "2", "3"}
+
+
+class TestTheBest:
+    def test_a_damaged_one_is_moved_aside_and_the_next_best_competes(self, three):
+        flip(next((three / "1/state/d").iterdir()), 5)
+        there = {name: (three / "1" / name).read_bytes() for name in files(three / "1")}
+        with pytest.warns(UserWarning, match=r"step 1: state/d/\w+ has changed.*goes on from step 3"):
+            assert restored_step(three) == 3
+        assert {name: (three / "damaged_1" / name).read_bytes() for name in files(three / "damaged_1")} == there
+        assert (best_step(three), workdir.steps_in(three)) == (2, [2, 3])
+        save(three, 4, 5, keep=1, scores={4: 0.4})  # worse than the damaged one said of itself, and better than step 2
+        assert (best_step(three), workdir.steps_in(three)) == (4, [4, 5])
+
+    def test_the_best_of_the_sound_ones_may_be_the_newest_or_none(self, three):
+        for step in (1, 2):
+            (three / str(step) / "state/manifest.ocdbt").unlink()
+        assert unsound(three) == {1: "state/manifest.ocdbt is missing", 2: "state/manifest.ocdbt is missing"}
+        with pytest.warns(UserWarning, match="step 1: .*; step 2: "):
+            assert restored_step(three) == 3
+        assert (best_step(three), workdir.steps_in(three)) == (None, [3])
+
+    def test_arrays_that_nobody_would_ask_for_are_not_read(self, three):
+        flip(next((three / "2/state/d").iterdir()), 5)
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            assert restored_step(three) == 3
+        assert workdir.steps_in(three) == [1, 2, 3]
+
+    def test_each_way_of_measuring_has_a_best_one(self, tmp_path):
+        for step, (measured, score) in enumerate(
+            [("frechet", 5.0), ("kid", 0.02), ("frechet", 6.0), ("", math.inf)], 1
+        ):
+            with Checkpoints(tmp_path, measured=measured, keep=9) as checkpoints:
+                checkpoints.save(new(step), score)
+        for step in (1, 2, 3):
+            (tmp_path / str(step) / "state/_METADATA").unlink()
+            assert sorted(unsound(tmp_path)) == [1, 2, 3][:step]
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_what_is_said_to_be_unsound_is_what_training_moves(self, seed, three):
+        chance = random.Random(seed)
+        for step in chance.sample([1, 2, 3], 2):
+            flip(three / str(step) / chance.choice(["state/_METADATA", "metrics/metrics", "about/metadata"]), 3)
+        said, before = unsound(three), files(three)
+        assert files(three) == before
+        with warnings.catch_warnings(action="ignore"), Checkpoints(three):
+            pass
+        assert {entry.name for entry in three.glob("damaged_*")} == {f"damaged_{step}" for step in said}
+        assert {1, 2, 3} - set(workdir.steps_in(three)) == set(said)
+        assert unsound(three) == {}
 
 
 class TestSeveralProcesses:
