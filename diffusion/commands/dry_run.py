@@ -15,7 +15,7 @@ from diffusion import build, devices, keys, workdir
 from diffusion.commands.console import Refused, duration, quantity, say
 from diffusion.commands.train import Job, planned, traced
 from diffusion.config import takes
-from diffusion.training import costs
+from diffusion.training import costs, soundness
 from diffusion.training import state as states
 from diffusion.training.logs import summarize
 
@@ -217,8 +217,9 @@ def _advice(job: Job, line: costs.Line | None) -> str:
 
 def _check_disk(job: Job, folder: Path) -> str | None:
     """Says what the checkpoints take; what to change where the disk has no room for them."""
+    damaged = soundness.unsound(folder / "checkpoints")
     each = states.num_bytes(job.target)
-    needed, free = workdir.space(folder, each, job.kept)
+    needed, free = workdir.space(folder, each, job.kept, len(damaged))
     count = needed // each
     room = f"{quantity(needed, 'B')} of {quantity(free, 'B')} free"
     _row("disk", f"{quantity(each, 'B')} a checkpoint, {count} at most still to come: {room}")

@@ -17,6 +17,7 @@ from diffusion.commands.watching import Watch, watch
 from diffusion.config import config as default_config
 from diffusion.config import to_json
 from diffusion.provenance import provenance
+from diffusion.training import soundness
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.hooks import Recorder, painter, saver
@@ -135,15 +136,16 @@ def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, batch: A
 
 
 def _make_folder(folder: Path, job: Job) -> None:
-    """Makes the run's folder, if the disk has room for it; Refused if not."""
+    """Makes the run's folder, if the disk has room for it and not all that it holds is damaged; Refused if not."""
     try:
-        workdir.check_space(folder, states.num_bytes(job.target), job.kept)
+        damaged = soundness.unsound(folder / "checkpoints")
+        workdir.check_space(folder, states.num_bytes(job.target), job.kept, len(damaged))
         folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             workdir.write(folder, "config.json", to_json(job.run.config))
             workdir.write(folder, "data.json", job.run.facts._asdict())
             (folder / "samples").mkdir(exist_ok=True)
-    except OSError as error:
+    except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
 
 

@@ -112,7 +112,7 @@ def unsound(folder: Path) -> dict[int, str]:
 
     These are all that are newer than the newest sound one, all whose score is damaged, and what would be the best if it
     were sound. Arrays of others are not read: nobody asks for them unless by their step. The first process reads (the
-    newest and the best whole), all are told.
+    newest and the best whole), all are told. ValueError where there are checkpoints and none is sound.
     """
     return devices.on_first_process(lambda: _unsound(Path(folder))[1])
 
@@ -121,7 +121,12 @@ def _unsound(folder: Path) -> tuple[int | None, dict[int, str]]:
     """(the newest sound step, what `unsound` says)."""
     steps = workdir.steps_in(folder)
     found, damaged = _newest_sound(folder, steps)
-    older = [step for step in steps if found is not None and step < found]
+    if steps and found is None:
+        raise ValueError(
+            f"{_list(folder, damaged)} None is left to go on from. Restore one from a copy, or train in another "
+            "--workdir; without its folder checkpoints/ the run begins anew."
+        )
+    older = [step for step in steps if step not in (found, *damaged)]
     damaged |= {step: wrong for step in older if (wrong := _damage(folder / str(step), within="metrics/"))}
     scores = {step: metrics for step, metrics in _scores(folder).items() if step not in damaged}
     for measured in {metrics.get("measured", "") for metrics in scores.values()}:
@@ -136,11 +141,6 @@ def set_damaged_aside(folder: Path) -> None:
     found, damaged = _unsound(folder)
     if found is not None:
         move_aside(folder, damaged, found)
-    elif damaged:
-        raise ValueError(
-            f"{_list(folder, damaged)} None is left to go on from. Restore one from a copy, or train in another "
-            "--workdir; without its folder checkpoints/ the run begins anew."
-        )
 
 
 def move_aside(folder: Path, damaged: Mapping[int, str], found: int) -> None:

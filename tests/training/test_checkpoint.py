@@ -395,9 +395,27 @@ class TestFullDisk:
         (tmp_path / "checkpoints/7.orbax-checkpoint-tmp/state").mkdir(parents=True)
         (tmp_path / "checkpoints/7.orbax-checkpoint-tmp/state/d").write_bytes(bytes(600))
         monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=400))
-        workdir.check_space(tmp_path, 500, 1)
+        workdir.check_space(tmp_path, 500, 1, 0)
         with pytest.raises(OSError, match="need 0.000 GB"):
-            workdir.check_space(tmp_path, 501, 1)
+            workdir.check_space(tmp_path, 501, 1, 0)
+
+    @pytest.mark.parametrize("damaged", [(), (1,), (3,), (2, 3)])
+    @pytest.mark.parametrize("keep", [1, 3])
+    def test_the_room_that_is_asked_for_is_what_training_then_takes(self, tmp_path, keep, damaged):
+        """The most folders that ever lie there, and one being written; those moved aside stay."""
+        folder = tmp_path / "checkpoints"
+        save(folder, 1, 2, 3)
+        for step in damaged:
+            (folder / str(step) / "metrics/metrics").unlink()
+        with warnings.catch_warnings(action="ignore"):
+            needed, _ = workdir.space(tmp_path, 7, keep, len(unsound(folder)))
+            most = 0
+            with Checkpoints(folder, keep=keep) as checkpoints:
+                for step in range(4, 8):
+                    checkpoints.save(new(step))
+                    checkpoints.wait()
+                    most = max(most, len(list(folder.iterdir())))
+        assert needed == 7 * max(most + 1 - 3, 1)
 
 
 def test_rows_of_the_log_span_restarts(tmp_path):
