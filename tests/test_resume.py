@@ -115,12 +115,22 @@ with Checkpoints(sys.argv[1], keep=1) as checkpoints:
     print(sorted(checkpoints._manager.all_steps()))
 """
 
+SMALL = """
+import runpy, sys
+import jax
+from diffusion import devices
 
-def pair(folder, *flags):
+sys.argv = ["main.py", *sys.argv[1:]]
+devices.memory_limit = lambda device: 1000 if jax.process_index() else None
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+def pair(folder, *flags, program=("main.py",), status=0):
     """Two processes of one job that trains in the folder; what each printed."""
     (folder.parent / "config.py").write_text(textwrap.dedent(CONFIG))
     config = f"--config={folder.parent / 'config.py'}"
-    return two_processes("main.py", config, f"--workdir={folder}", "--distributed", *flags)
+    return two_processes(*program, config, f"--workdir={folder}", "--distributed", *flags, status=status)
 
 
 def two_processes(*words, status=0):
@@ -257,3 +267,11 @@ def test_two_processes_keep_what_the_first_ones_scores_say(tmp_path):
     assert [out.split("\n")[-2] for out, _ in kept] == ["[1, 3]"] * 2
     assert workdir.steps_in(tmp_path) == [1, 3]
     assert best_step(tmp_path) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_together_what_one_has_no_memory_for(tmp_path):
+    (_, fits), (_, small) = pair(tmp_path / "run", "--mode=dry_run", program=("-c", SMALL), status=2)
+    assert "error: another process of this job refuses; what it prints says why." in fits
+    assert "a training step takes more memory than a device has" in small
+    assert not (tmp_path / "run").exists()
