@@ -9,14 +9,17 @@ the mesh's "fsdp" axis (fully sharded data parallelism, ZeRO's third stage; Rajb
 import hashlib
 import math
 import os
+import pickle
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+T = TypeVar("T")
 
 SMALLEST_SHARE = 2**14
 """Arrays of fewer elements (64 kB of float32) are replicated: gathering them costs more than they weigh."""
@@ -137,13 +140,38 @@ def any_process(flag: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
-def of_first_process(value: int) -> int:
-    """The value that the first process has; every process must ask at the same point."""
+def of_first_process(value: T) -> T:
+    """The value that the first process has, to the last bit; every process must ask at the same point.
+
+    value: whatever pickle takes, such as numbers, words and errors; it only travels within one job.
+    """
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
 
-    return int(multihost_utils.broadcast_one_to_all(np.array(value)))
+    content = pickle.dumps(value)
+    filled = -(-len(content) // 1024) * 1024  # few sizes, so that few programs are compiled
+    size = int(multihost_utils.broadcast_one_to_all(np.array(filled)))
+    padded = np.frombuffer(content[:size].ljust(size, b"\0"), np.uint8)
+    return pickle.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
+
+
+def on_first_process(function: Callable[[], T]) -> T:
+    """What the function returns on the first process, which alone calls it; every process must ask at the same point.
+
+    Where it ends in an error there, every process raises that error, so that none waits for an answer for ever.
+    """
+    result: T | None = None
+    error: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            result = function()
+        except Exception as raised:
+            error = raised
+    result, error = of_first_process((result, error))
+    if error is not None:
+        raise error
+    return cast(T, result)
 
 
 def from_local_rows(tree: Any, mesh: Mesh, axis: int = 0) -> Any:

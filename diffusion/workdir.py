@@ -109,9 +109,9 @@ def check_writable(folder: Path) -> None:
         raise OSError(f"{folder} cannot be written to ({error.strerror}); choose another --workdir.") from error
 
 
-def check_space(workdir: Path, checkpoint_bytes: int, keep: int) -> None:
-    """OSError if the disk has no room for the checkpoints that are still to come: `keep` and one being written."""
-    needed, free = space(workdir, checkpoint_bytes, keep)
+def check_space(workdir: Path, checkpoint_bytes: int, keep: int, damaged: int) -> None:
+    """OSError if the disk has no room for the checkpoints that are still to come (`space`)."""
+    needed, free = space(workdir, checkpoint_bytes, keep, damaged)
     if free < needed:
         raise OSError(
             f"the disk of --workdir={workdir} has {free / 1e9:.3f} GB left, but the checkpoints of this run need "
@@ -119,9 +119,14 @@ def check_space(workdir: Path, checkpoint_bytes: int, keep: int) -> None:
         )
 
 
-def space(workdir: Path, checkpoint_bytes: int, keep: int) -> tuple[int, int]:
-    """(bytes of the checkpoints that are still to come, `keep` and one being written; bytes that the disk has left)."""
-    needed = checkpoint_bytes * max(keep + 1 - len(saved_steps(workdir)), 1)
+def space(workdir: Path, checkpoint_bytes: int, keep: int, damaged: int) -> tuple[int, int]:
+    """(bytes of the checkpoints that are still to come, `keep` and one being written; bytes that the disk has left).
+
+    damaged: how many of those in place will be moved aside (`training.soundness.unsound`): they keep their room, and
+    others come in their place.
+    """
+    there = len(saved_steps(workdir)) - damaged
+    needed = checkpoint_bytes * max(keep + 1 - there, 1)
     return needed, shutil.disk_usage(_existing(workdir)).free + _size_of_left_over(workdir)
 
 

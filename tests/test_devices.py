@@ -17,6 +17,7 @@ from diffusion.config import config
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Checkpoints, load_params
 from diffusion.training.step import compile_step, make_train_step
+from tests.processes import as_processes
 from tests.test_commands import rows
 from tests.test_main import finished, job
 
@@ -152,6 +153,28 @@ def test_a_checkpoint_of_one_layout_is_restored_on_another(tmp_path, of, to):
     assert step == 3
     jax.tree.map(np.testing.assert_array_equal, params, saved.ema["0.9999"])
     jax.tree.map(lambda leaf: assert_lies(leaf, SingleDeviceSharding(jax.devices()[0])), params)
+
+
+class TestTheFirstProcess:
+    @pytest.mark.parametrize(
+        "value",
+        [0.1 + 2**-54, -(2**53) - 1, float("inf"), "höher" * 999, {2: None}],
+    )
+    def test_its_value_is_everybodys_to_the_last_bit(self, monkeypatch, value):
+        others = [value, 0, "another process has something else"]
+        assert as_processes(monkeypatch, 3, lambda i: devices.of_first_process(others[i])) == [value] * 3
+        assert devices.of_first_process(value) == value
+
+    def test_it_alone_works_and_its_error_is_everybodys(self, monkeypatch):
+        called = []
+        assert (
+            as_processes(monkeypatch, 3, lambda i: devices.on_first_process(lambda: called.append(i) or i)) == [0] * 3
+        )
+        assert called == [0]
+        ended = as_processes(monkeypatch, 3, lambda i: devices.on_first_process(lambda: {}[f"key {i}"]))
+        assert [repr(error) for error in ended] == ["KeyError('key 0')"] * 3
+        with pytest.raises(KeyError, match="key 7"):
+            devices.on_first_process(lambda: {}["key 7"])
 
 
 def assert_lies(leaf, sharding):

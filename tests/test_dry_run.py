@@ -4,18 +4,21 @@ import contextlib
 import dataclasses
 import importlib
 import io
+import json
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from diffusion import build, commands, devices
+from diffusion import build, commands, devices, workdir
 from diffusion.commands.console import duration, quantity
-from diffusion.config import config
+from diffusion.config import config, to_json
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.logs import NonFiniteLoss
 from diffusion.training.state import abstract
+from tests.processes import as_processes
 from tests.test_commands import Usage
 
 WIDTH, BLOCKS, PIXELS, BATCH = 256, 2, 64, 16
@@ -145,6 +148,19 @@ class TestVerdict:
         assert advice in str(refusal.value)
         assert ("keep_checkpoints" in str(refusal.value)) == (free > 2)
 
+    def test_checkpoints_of_which_none_is_sound_are_refused_as_training_does(self, tmp_path):
+        (tmp_path / "run/checkpoints/40").mkdir(parents=True)
+        (tmp_path / "run/config.json").write_text(json.dumps(to_json(tiny())))
+        (tmp_path / "run/data.json").write_text("{}")
+        for command in (commands.dry_run, commands.train):
+            with pytest.raises(commands.Refused, match="step 40: state is missing. None is left to go on from"):
+                command(tiny(), tmp_path / "run")
+        assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
+            "checkpoints",
+            "config.json",
+            "data.json",
+        ]
+
     def test_a_loss_that_is_no_number_is_told(self, tmp_path, monkeypatch):
         original = build.build
 
@@ -167,6 +183,51 @@ class TestVerdict:
             commands.dry_run(tiny(training={"batch_size": 12}), tmp_path)
         with pytest.raises(commands.Refused, match="got num_steps=-1"):
             commands.dry_run(tiny(), tmp_path, num_steps=-1)
+
+
+class TestSeveralProcesses:
+    """Three threads; compilation, which they share, stands for one that each would have."""
+
+    def refusals(self, tmp_path, monkeypatch, **options):
+        module = importlib.import_module("diffusion.commands.dry_run")
+        job = module.planned(tiny(), tmp_path / "run")
+        compiled = module.traced(job.run, job.mesh, job.target, job.feed, jax.random.key(0)).lower().compile()
+        step = SimpleNamespace(lower=lambda: SimpleNamespace(compile=lambda: compiled))
+        monkeypatch.setattr(module, "planned", lambda *given: job)
+        monkeypatch.setattr(module, "traced", lambda *given: step)
+        monkeypatch.setattr(module, "_flops", lambda *given: 1)
+        monkeypatch.setattr(module, "_timed", options.get("timed", lambda *given: pytest.fail("nobody is to compute")))
+        count = options.get("num_steps", 0)
+        return as_processes(monkeypatch, 3, lambda i: commands.dry_run(tiny(), tmp_path / "run", num_steps=count))
+
+    def test_a_disk_that_one_has_no_room_on_refuses_all(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10 if jax.process_index() == 1 else 10**12))
+        ended = self.refusals(tmp_path, monkeypatch)
+        assert [type(error) for error in ended] == [commands.Refused] * 3
+        assert ["more than the disk has left" in str(error) for error in ended] == [False, True, False]
+        assert str(ended[0]) == str(ended[2]) == "another process of this job refuses; what it prints says why."
+
+    def test_memory_that_one_lacks_refuses_all_before_a_step_in_which_the_others_would_wait(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(devices, "memory_limit", lambda device: 1000 if jax.process_index() == 2 else 10**12)
+        ended = self.refusals(tmp_path, monkeypatch, num_steps=2)
+        assert [type(error) for error in ended] == [commands.Refused] * 3
+        assert ["a smaller network" in str(error) for error in ended] == [False, False, True]
+
+    def test_a_folder_that_one_may_not_write_to_refuses_all(self, tmp_path, monkeypatch):
+        def check(*given):
+            if jax.process_index() == 0:
+                raise ValueError("it cannot be written to")
+
+        monkeypatch.setattr(workdir, "check", check)
+        ended = as_processes(monkeypatch, 3, lambda i: commands.dry_run(tiny(), tmp_path / "run"))
+        assert [type(error) for error in ended] == [commands.Refused] * 3
+        assert ["cannot be written to" in str(error) for error in ended] == [True, False, False]
+
+    def test_none_refuses_where_all_fit(self, tmp_path, monkeypatch, capsys):
+        assert self.refusals(tmp_path, monkeypatch) == [None] * 3
+        assert capsys.readouterr().out.count("it fits.") == 1
 
 
 @pytest.mark.parametrize(

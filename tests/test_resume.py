@@ -16,6 +16,7 @@ import pytest
 
 from diffusion import build, workdir
 from diffusion.training import digests
+from diffusion.training.soundness import best_step
 from tests.test_commands import leaves, rows
 
 ROOT = Path(__file__).parents[1]
@@ -96,24 +97,58 @@ def program(folder, what="nothing", when=0, delay=0.0, number=signal.SIGKILL, **
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
 
 
-def pair(folder, *flags):
+SCORES = """
+import sys
+import jax, numpy as np, optax
+from diffusion import devices
+from diffusion.training.checkpoint import Checkpoints
+from diffusion.training.state import new_state
+
+devices.start_processes()
+everywhere = devices.replicated(devices.data_mesh())
+found = [[1.5, 2.25, 3.0], [3.0, 2.25, 1.5]][jax.process_index()]
+with Checkpoints(sys.argv[1], keep=1) as checkpoints:
+    for step, score in enumerate(found, 1):
+        state = new_state({"w": np.ones(3, np.float32)}, optax.sgd(1e-3), ("0.5",))._replace(step=np.int32(step))
+        checkpoints.save(devices.put(state, everywhere), score)
+    checkpoints.wait()
+    print(sorted(checkpoints._manager.all_steps()))
+"""
+
+SMALL = """
+import runpy, sys
+import jax
+from diffusion import devices
+
+sys.argv = ["main.py", *sys.argv[1:]]
+devices.memory_limit = lambda device: 1000 if jax.process_index() else None
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+def pair(folder, *flags, program=("main.py",), status=0):
+    """Two processes of one job that trains in the folder; what each printed."""
+    (folder.parent / "config.py").write_text(textwrap.dedent(CONFIG))
+    config = f"--config={folder.parent / 'config.py'}"
+    return two_processes(*program, config, f"--workdir={folder}", "--distributed", *flags, status=status)
+
+
+def two_processes(*words, status=0):
     """Two processes of one job over the loopback, to their end; what each printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    (folder.parent / "config.py").write_text(textwrap.dedent(CONFIG))
-    words = [f"--config={folder.parent / 'config.py'}", f"--workdir={folder}", "--distributed", *flags]
     runs = []
     for i in range(2):
         cluster = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
         options = {
-            "env": os.environ | {"XLA_FLAGS": ""} | cluster,
+            "env": os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)} | cluster,
             "stdout": subprocess.PIPE,
             "stderr": subprocess.PIPE,
         }
-        runs.append(subprocess.Popen([sys.executable, "main.py", *words], cwd=ROOT, text=True, **options))
+        runs.append(subprocess.Popen([sys.executable, *words], cwd=ROOT, text=True, **options))
     outputs = [run.communicate(timeout=200) for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
+    assert [run.returncode for run in runs] == [status, status], outputs
     return outputs
 
 
@@ -223,3 +258,20 @@ def test_two_processes_step_over_a_damaged_checkpoint_together(tmp_path):
     assert {entry.name for entry in (folder / "checkpoints").iterdir()} == {"8", "16", "damaged_16"}
     jax.tree.map(np.testing.assert_array_equal, build.load(folder, 16).params, expected)
     assert rows(folder) == logged
+
+
+@pytest.mark.slow
+def test_two_processes_keep_what_the_first_ones_scores_say(tmp_path):
+    """Their own scores are in opposite order, as those of hosts that round differently might be."""
+    kept = two_processes("-c", SCORES, str(tmp_path))
+    assert [out.split("\n")[-2] for out, _ in kept] == ["[1, 3]"] * 2
+    assert workdir.steps_in(tmp_path) == [1, 3]
+    assert best_step(tmp_path) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_refuse_together_what_one_has_no_memory_for(tmp_path):
+    (_, fits), (_, small) = pair(tmp_path / "run", "--mode=dry_run", program=("-c", SMALL), status=2)
+    assert "error: another process of this job refuses; what it prints says why." in fits
+    assert "a training step takes more memory than a device has" in small
+    assert not (tmp_path / "run").exists()

@@ -25,7 +25,7 @@ from diffusion.networks.network import Inputs
 from diffusion.objectives import Objective
 from diffusion.sampling import grids
 from diffusion.schedules import Schedule
-from diffusion.training import checkpoint, ema
+from diffusion.training import checkpoint, ema, soundness
 from diffusion.types import AnyDenoiser, Cond, Params
 
 DENOISING = ("denoising", "vlb")
@@ -295,7 +295,7 @@ def _load(folder: str | Path, step: int | str | None, replaced: Mapping[str, Map
 def _step(saved: Path, step: int | str | None) -> int | None:
     """The step that is meant; None is the newest."""
     if step == "best":
-        best = checkpoint.best_step(saved)
+        best = soundness.best_step(saved)
         if best is None:
             raise ValueError(
                 f"no checkpoint in {saved} was evaluated, so none is the best: train with evaluation.every=1000 and "

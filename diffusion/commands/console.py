@@ -1,5 +1,6 @@
 """What every command says to its user."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -22,6 +23,21 @@ def join_cluster() -> None:
         devices.start_processes()
     except ValueError as error:
         raise Refused(str(error)) from error
+
+
+@contextlib.contextmanager
+def refused_together() -> Iterator[None]:
+    """Has every process refuse if one does: each with its own reason, or with the word that another one has a reason.
+
+    Every process must come through here, and none may wait for others inside. Other errors than Refused are not shared.
+    """
+    own: Refused | None = None
+    try:
+        yield
+    except Refused as error:
+        own = error
+    if devices.any_process(own is not None):
+        raise own or Refused("another process of this job refuses; what it prints says why.")
 
 
 def say(text: str) -> None:

@@ -4,6 +4,7 @@ import re
 import statistics
 import textwrap
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion import build, devices, keys, workdir
-from diffusion.commands.console import Refused, duration, quantity, say
-from diffusion.commands.train import Job, planned, traced
+from diffusion.commands.console import Refused, duration, quantity, refused_together, say
+from diffusion.commands.train import Job, damaged, planned, traced
 from diffusion.config import takes
 from diffusion.training import costs
 from diffusion.training import state as states
@@ -27,25 +28,37 @@ def dry_run(config: ConfigDict, folder: str | Path, *, num_steps: int = 10) -> N
 
     num_steps: how many steps to time, after one to warm up, fewer if they take long; 0 compiles alone.
 
-    Refused: where training would be; and, when all is said, where memory or disk would not do, with what to change.
+    Refused: where training would be; and, when all is said, where memory or disk would not do, with what to change. All
+    processes refuse together, but for one that runs out of memory as it computes: no question reaches the others then.
     NonFiniteLoss: the first steps gave no number.
     """
     if num_steps < 0:
         raise Refused(f"got num_steps={num_steps}, expected how many steps to time, or 0 to compile alone.")
     folder = Path(folder).expanduser()
     job = planned(config, folder)
+    moved = damaged(folder)
     _row(
         "run", f"{config.loss.name} on {job.mesh.size} x {jax.devices()[0].device_kind}; nothing is written to {folder}"
     )
     _say_data(job)
     _say_network(job)
-    problems = [_compile_and_time(job, folder, num_steps), _check_disk(job, folder)]
+    arithmetic = _say_arithmetic(job)
+    compiled, too_much = _compiled(job)
+    if num_steps and not devices.any_process(too_much is not None):  # or those that fit would wait in the first step
+        done = max(set(workdir.saved_steps(folder)) - moved.keys(), default=0)
+        _time(job, compiled, num_steps, arithmetic, max(config.training.num_steps - done, 0))
+    problems = [too_much, _check_disk(job, folder, len(moved))]
     if isinstance(job.run, build.Run) and job.run.sampler.nfe is not None:
         nfe = job.run.sampler.nfe(len(job.run.grid().h))
         _row("sampling", f"{nfe:,} evaluations of the network for a batch of samples ({config.sampler.name})")
-    if any(problems):
-        raise Refused("\n".join(["it does not fit.", *filter(None, problems)]))
+    with refused_together():
+        if any(problems):
+            raise _refusal(problems)
     say("it fits.")
+
+
+def _refusal(problems: Iterable[str | None]) -> Refused:
+    return Refused("\n".join(["it does not fit.", *filter(None, problems)]))
 
 
 def _row(label: str, text: str) -> None:
@@ -88,29 +101,44 @@ def _say_network(job: Job) -> None:
     _row("state", ", ".join(f"{name} {quantity(states.num_bytes(tree), 'B')}" for name, tree in parts.items()))
 
 
-def _compile_and_time(job: Job, folder: Path, num_steps: int) -> str | None:
-    """Says what a step costs; what to change where it does not fit into memory."""
-    limit = devices.memory_limit(job.mesh.local_devices[0])
+def _say_arithmetic(job: Job) -> int:
+    """The arithmetic of a step, which it says."""
     arithmetic = _flops(job)
-    batch_size = job.run.config.training.batch_size
-    each = quantity(arithmetic / batch_size, "FLOP")
+    each = quantity(arithmetic / job.run.config.training.batch_size, "FLOP")
     _row("step", f"{quantity(arithmetic, 'FLOP')}, {each} an image: its matrix products and convolutions")
+    return arithmetic
+
+
+def _compiled(job: Job) -> tuple[Any, str | None]:
+    """(the compiled step, what to change where it does not fit into this process's memory)."""
     key, start = jax.random.key(job.run.config.seed), time.perf_counter()
     try:
         compiled = traced(job.run, job.mesh, job.target, job.feed, key).lower().compile()
-        _row("", f"compiled in {duration(time.perf_counter() - start)}")
-        memory = costs.memory(compiled)
-        if memory is not None:
-            _say_memory(memory, limit)
-            if limit is not None and memory.peak > limit:
-                return _advice(job, _line(job, memory.peak, limit))
-        if num_steps:
-            _say_speed(_timed(job, compiled, num_steps), arithmetic, job, folder)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return _advice(job, None)
-    return None
+        return None, _advice_after(error, job)
+    _row("", f"compiled in {duration(time.perf_counter() - start)}")
+    memory, limit = costs.memory(compiled), devices.memory_limit(job.mesh.local_devices[0])
+    if memory is not None:
+        _say_memory(memory, limit)
+        if limit is not None and memory.peak > limit:
+            return compiled, _advice(job, _line(job, memory.peak, limit))
+    return compiled, None
+
+
+def _time(job: Job, compiled: Any, num_steps: int, arithmetic: int, left: int) -> None:
+    """Says how long steps take; Refused, of this process alone, where a device has no memory for them."""
+    try:
+        speed = _timed(job, compiled, num_steps)
+    except jax.errors.JaxRuntimeError as error:
+        raise _refusal([_advice_after(error, job)]) from error
+    _say_speed(speed, arithmetic, job, left)
+
+
+def _advice_after(error: jax.errors.JaxRuntimeError, job: Job) -> str:
+    """What to change where a device has run out of memory; any other error is raised again."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        raise error
+    return _advice(job, None)
 
 
 def _flops(job: Job) -> int:
@@ -169,10 +197,10 @@ def _timed(job: Job, compiled: Any, num_steps: int) -> Speed:
     return Speed(statistics.median(steps[1:]), statistics.median(reads[1:]), timed, summarize(0, metrics))
 
 
-def _say_speed(speed: Speed, arithmetic: int, job: Job, folder: Path) -> None:
+def _say_speed(speed: Speed, arithmetic: int, job: Job, left: int) -> None:
+    """left: updates that the run has still to do."""
     training = job.run.config.training
     a_step = max(speed.step, speed.read)  # batches are read while the steps before are computed
-    left = max(training.num_steps - max(workdir.saved_steps(folder), default=0), 0)
     per_second = f"{training.batch_size / a_step:,.0f} images/s, {quantity(arithmetic / a_step, 'FLOP/s')}"
     _row("speed", f"{per_second}: {duration(speed.step)} a step, the median of {speed.timed}")
     share = speed.read / speed.step
@@ -224,10 +252,10 @@ def _advice(job: Job, line: costs.Line | None) -> str:
     return "\n".join(lines)
 
 
-def _check_disk(job: Job, folder: Path) -> str | None:
-    """Says what the checkpoints take; what to change where the disk has no room for them."""
+def _check_disk(job: Job, folder: Path, damaged: int) -> str | None:
+    """Says what the checkpoints take; what to change where the disk has no room for them. damaged: `workdir.space`."""
     each = states.num_bytes(job.target)
-    needed, free = workdir.space(folder, each, job.kept)
+    needed, free = workdir.space(folder, each, job.kept, damaged)
     count = needed // each
     room = f"{quantity(needed, 'B')} of {quantity(free, 'B')} free"
     _row("disk", f"{quantity(each, 'B')} a checkpoint, {count} at most still to come: {room}")

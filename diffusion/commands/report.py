@@ -14,8 +14,9 @@ NAME = "report.html"
 def report(folder: str | Path) -> Path:
     """Writes a page over all runs in the folder and below, at any depth; the path of the page, <folder>/report.html.
 
-    Settings that differ, loss curves, samples through the training, metrics with their protocols, likelihoods. The
-    page holds its pictures itself and refers to nothing outside. A file that cannot be read is named in it.
+    Settings that differ, loss curves, each run's last samples side by side, metrics with their protocols, likelihoods,
+    samples through the training. The page holds its pictures itself and refers to nothing outside. A file that cannot
+    be read is named in it.
 
     It needs no device and no checkpoint, so it may be made while the runs are being trained.
     Refused: there is no run, or the folder cannot be written to.

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion import build, devices, keys, workdir
-from diffusion.commands.console import Refused, say
+from diffusion.commands.console import Refused, refused_together, say
 from diffusion.commands.results import Pictures, Reading, results
 from diffusion.commands.watching import Watch, watch
 from diffusion.config import config as default_config
 from diffusion.config import to_json
 from diffusion.provenance import provenance
+from diffusion.training import soundness
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.feed import Feed
@@ -107,22 +108,30 @@ class Job(NamedTuple):
 
 def planned(config: ConfigDict, folder: Path) -> Job:
     """The training of this config in this folder; nothing is written. Refused: with what is wrong with either."""
-    try:
+    with refused_together(), _refusing():
         mesh = devices.training_mesh(config.mesh.fsdp)
         workdir.check(folder, to_json(config), to_json(default_config()))
         run, training = build.build(config), config.training
         devices.check_divides(training.batch_size, mesh.size, "training.batch_size", training.microbatches)
         workdir.check_facts(folder, run.facts._asdict())
-        return Job(
-            run,
-            mesh,
-            run.feed(mesh),
-            states.abstract(run.new_state, mesh),
-            results(run, folder),
-            watch(run) if isinstance(run, build.Run) else None,
-        )
+        shown, target = results(run, folder), states.abstract(run.new_state, mesh)
+    with _refusing():  # by all processes alike, which ask each other here
+        return Job(run, mesh, run.feed(mesh), target, shown, watch(run) if isinstance(run, build.Run) else None)
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Turns what is wrong with config, data or folder into a refusal."""
+    try:
+        yield
     except (ValueError, OSError) as error:
         raise Refused(str(error)) from error
+
+
+def damaged(folder: Path) -> Mapping[int, str]:
+    """The checkpoints that training will move out of its way; Refused where nothing is left to go on from."""
+    with _refusing():
+        return soundness.unsound(folder / "checkpoints")
 
 
 def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Feed, key: jax.Array) -> Any:
@@ -138,25 +147,22 @@ def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Fe
 
 
 def _make_folder(folder: Path, job: Job) -> None:
-    """Makes the run's folder, if the disk has room for it; Refused if not."""
-    try:
-        workdir.check_space(folder, states.num_bytes(job.target), job.kept)
+    """Makes the run's folder, if the disk has room for it and not all that it holds is damaged; Refused if not."""
+    moved = len(damaged(folder))
+    with refused_together(), _refusing():
+        workdir.check_space(folder, states.num_bytes(job.target), job.kept, moved)
         folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             workdir.write(folder, "config.json", to_json(job.run.config))
             workdir.write(folder, "data.json", job.run.facts._asdict())
             (folder / "samples").mkdir(exist_ok=True)
-    except OSError as error:
-        raise Refused(str(error)) from error
 
 
 def _open(folder: Path, keep: int, about: dict[str, Any], watched: Watch | None) -> Checkpoints:
     """The run's checkpoints; Refused where all of them are damaged."""
-    try:
+    with _refusing():
         measured = "" if watched is None else watched.measured
         return Checkpoints(folder / "checkpoints", keep=keep, measured=measured, about=about)
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
 
 
 def _shares(target: TrainState, mesh: Mesh) -> str:

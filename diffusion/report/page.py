@@ -72,6 +72,7 @@ def _content(reader: Reader, runs: Sequence[Run]) -> dict[str, Any]:
         _losses("Runs that draw samples", "loss", [run for run in runs if not run.is_guide]),
         _losses("Guides", "guides", guides),
     )
+    sections = [_section(reader, run, i, len(runs)) for i, run in enumerate(runs)]
     content = {
         "title": reader.root.name,
         "made": datetime.now(UTC),
@@ -87,7 +88,8 @@ def _content(reader: Reader, runs: Sequence[Run]) -> dict[str, Any]:
         "groups": evaluations.groups(reader, runs),
         "likelihoods": likelihoods.tables(reader, runs),
         "bound_plots": [plot for run in runs for plot in pictures.beside(reader, run, "likelihood")],
-        "sections": [_section(reader, run, i, len(runs)) for i, run in enumerate(runs)],
+        "sections": sections,
+        "lasts": [(section.run, last) for section in sections if (last := section.grids.last())],
         "number": number,
     }
     return content | {"notes": reader.notes}

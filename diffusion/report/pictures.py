@@ -42,6 +42,10 @@ class Grids(NamedTuple):
     rows: Mapping[str, Sequence[Picture | None]]
     left_out: int
 
+    def last(self) -> Picture | None:
+        """The last picture, of averaged parameters where there is one."""
+        return next((found for row in self.rows.values() for found in reversed(row) if found), None)
+
 
 def grids(reader: Reader, run: Run, most: int) -> Grids:
     """The grids of at most `most` steps, evenly spread, the first and the last among them; then the final samples."""

@@ -10,9 +10,7 @@ import functools
 import json
 import logging
 import math
-import os
 import shutil
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +23,7 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from diffusion import devices, workdir
-from diffusion.training import digests
+from diffusion.training import digests, soundness
 from diffusion.training.state import TrainState, num_bytes
 from diffusion.types import Params
 
@@ -39,8 +37,8 @@ class Checkpoints:
     score. measured: how scores are measured, in a word; only those of the same word compare, and "" is the word of the
     newest score there is. about: what is stored beside each state (config, versions, commit), as JSON.
 
-    Damaged checkpoints are moved aside with a warning, so that training goes on from the one before. ValueError where
-    all are damaged: then nothing is moved.
+    Damaged checkpoints are moved aside with a warning, so that training goes on from the one before and the best is a
+    sound one (`unsound` says which are looked at). ValueError where all are damaged: then nothing is moved.
     """
 
     def __init__(
@@ -50,12 +48,12 @@ class Checkpoints:
         self.folder = Path(folder).resolve()
         self.about = dict(about or {}) | {"digests": digests.NAME}
         self._saving, self._bytes = 0, 0
-        _set_damaged_aside(self.folder)
-        self._measured = measured or _last_measured(_scores(self.folder))
+        devices.on_first_process(lambda: soundness.set_damaged_aside(self.folder))
+        self._measured = measured or devices.on_first_process(lambda: soundness.last_measured(self.folder))
         # folders are made before a save returns: where that fails in a thread, other threads wait for it for 20 minutes
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation(keep, self._measured),
-            best_fn=functools.partial(_score, measured=self._measured),
+            best_fn=functools.partial(soundness.score, measured=self._measured),
             best_mode="min",
             cleanup_tmp_directories=True,
             todelete_subdir=DELETED,
@@ -80,7 +78,8 @@ class Checkpoints:
     def save(self, state: TrainState, score: float = math.inf, pending: Iterable[Mapping[str, Any]] = ()) -> None:
         """Starts to write the state under its own step, unless that step is there already.
 
-        score: how good it is, the lower the better; one that is not finite counts as not measured. pending: the
+        score: how good it is, the lower the better; one that is not finite counts as not measured. Each process ranks
+        checkpoints by itself, so the first one's score is everybody's: hosts may round differently. pending: the
         metrics of the last updates, which the log has no row of yet. workdir.DiskFull if the disk has no room for
         this state, or had none for the one before, whose writing ends here.
         """
@@ -93,7 +92,8 @@ class Checkpoints:
                 "about": ocp.args.JsonSave(self.about),
                 "pending": ocp.args.JsonSave({"updates": [_to_json(metrics) for metrics in pending]}),
             }
-            metrics = {"score": score if math.isfinite(score) else math.inf, "measured": self._measured}
+            score = devices.of_first_process(score if math.isfinite(score) else math.inf)
+            metrics = {"score": score, "measured": self._measured}
             with self._room():
                 self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
@@ -115,10 +115,11 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             state, failure = self._try(step, item)
             if not devices.any_process(failure is not None):
-                _move_aside(self.folder, damaged)
+                devices.on_first_process(functools.partial(soundness.move_aside, self.folder, damaged, step))
                 self._manager.reload()
                 return TrainState(**state)
-            if (self.folder / str(step) / digests.NAME).exists() or step == min(self._manager.all_steps()):
+            has_digests = devices.of_first_process((self.folder / str(step) / digests.NAME).exists())
+            if has_digests or step == min(self._manager.all_steps()):
                 raise failure or OSError(f"another process cannot read step {step} in {self.folder}.")
             damaged[step] = f"it cannot be read ({str(failure)[:200]})"
         raise FileNotFoundError(f"no checkpoint in {self.folder}.")
@@ -162,44 +163,9 @@ class Checkpoints:
 def preservation(keep: int, measured: str = "") -> Any:
     """Orbax's policy that keeps the newest `keep`, and the newest of those with the lowest score `measured` so."""
     managers = ocp.checkpoint_managers
-    score = functools.partial(_score, measured=measured)
+    score = functools.partial(soundness.score, measured=measured)
     best = managers.BestN(get_metric_fn=score, reverse=True, n=1, keep_checkpoints_without_metrics=False)
     return managers.AnyPreservationPolicy([managers.LatestN(keep), best])
-
-
-def best_step(folder: Path) -> int | None:
-    """The step of the checkpoint with the lowest score of those measured as the newest was; None where none was.
-
-    ValueError where a score is damaged, since the best is not known then.
-    """
-    for step in workdir.steps_in(folder):
-        place = Path(folder) / str(step)
-        if wrong := _damage(place, within="metrics/"):
-            raise ValueError(f"the score of {place} is damaged ({wrong}), so the best is not known: name a step.")
-    found = _scores(folder)
-    scores = {step: _score(metrics, _last_measured(found)) for step, metrics in found.items()}
-    best = min(scores, key=lambda step: (scores[step], -step), default=None)
-    return best if best is not None and math.isfinite(scores[best]) else None
-
-
-def _scores(folder: Path) -> dict[int, Mapping[str, Any]]:
-    """What is saved of each checkpoint's score, by step."""
-    files = {step: Path(folder) / str(step) / "metrics" / "metrics" for step in workdir.steps_in(folder)}
-    return {step: json.loads(file.read_text()) for step, file in files.items() if file.exists()}
-
-
-def _last_measured(scores: Mapping[int, Mapping[str, Any]]) -> str:
-    """How the newest score was measured; "" where there is none."""
-    return next((scores[s].get("measured", "") for s in sorted(scores, reverse=True) if _finite(scores[s])), "")
-
-
-def _finite(metrics: Mapping[str, Any]) -> bool:
-    return math.isfinite(metrics["score"])
-
-
-def _score(metrics: Mapping[str, Any], measured: str) -> float:
-    """The score, or infinity for one that was measured in another way."""
-    return metrics["score"] if metrics.get("measured", "") == measured else math.inf
 
 
 def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | None = None) -> tuple[Params, int]:
@@ -207,82 +173,15 @@ def load_params(folder: Path, params_shape: Params, ema_name: str, step: int | N
 
     params_shape: the shapes and dtypes of the network's parameters. FileNotFoundError where the folder has
     no (such) checkpoint; ValueError where the given one, or every one, is damaged. Newer ones that are damaged are
-    named in a warning. Works on any number of devices: the parameters come to the first one.
+    named in a warning. Works on any number of devices: the parameters come to the first one. Of several processes the
+    first one reads the digests, and all take the step that it found, or raise what it raises.
     """
     _quieten_orbax()
     folder = Path(folder).resolve()
-    steps = workdir.steps_in(folder)
-    if not steps or (step is not None and step not in steps):
-        wanted = "checkpoint" if step is None else f"checkpoint of step {step}"
-        raise FileNotFoundError(f"no {wanted} in {folder}; there are: {steps or 'none yet'}.")
-    found, damaged = _newest_sound(folder, steps if step is None else [step])
-    if found is None:
-        others = f" Take another one: {[s for s in steps if s != step]}." if step is not None else ""
-        raise ValueError(_list(folder, damaged) + others)
-    if damaged:
-        warnings.warn(f"{_list(folder, damaged)} Step {found} is used, the one before.", stacklevel=2)
+    found = devices.on_first_process(lambda: soundness.to_load(folder, step))
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shape = {"ema": {ema_name: jax.tree.map(lambda s: _placed(s, place), params_shape)}}
     return _read(folder / str(found), shape)["ema"][ema_name], found
-
-
-def _newest_sound(folder: Path, steps: Iterable[int]) -> tuple[int | None, dict[int, str]]:
-    """(the newest of the steps that is not damaged, what is wrong with newer ones): what the first process finds."""
-    found, damaged = None, dict[int, str]()
-    for step in sorted(steps, reverse=True) if jax.process_index() == 0 else ():
-        if not (wrong := _damage(folder / str(step))):
-            found = step
-            break
-        damaged[step] = wrong
-    agreed = devices.of_first_process(-1 if found is None else found)
-    return (None if agreed < 0 else agreed), damaged
-
-
-def _damage(checkpoint: Path, within: str = "") -> str:
-    """What is wrong with a checkpoint; "" for nothing, and, with a warning, for one that never had digests."""
-    try:
-        digests.check(checkpoint, within)
-    except digests.Damaged as error:
-        return str(error)
-    except FileNotFoundError:
-        if not (checkpoint / "state").is_dir():
-            return "state is missing"
-        with contextlib.suppress(OSError, ValueError):
-            if "digests" in json.loads((checkpoint / "about" / "metadata").read_text()):
-                return f"{digests.NAME} is missing"
-        if not within:
-            warnings.warn(f"{checkpoint} is older than digests are, so it was not verified.", stacklevel=2)
-    return ""
-
-
-def _set_damaged_aside(folder: Path) -> None:
-    """Moves those newer than the newest sound checkpoint, and those whose score is damaged, out of the way."""
-    steps = workdir.steps_in(folder)
-    found, damaged = _newest_sound(folder, steps)
-    if found is None and devices.of_first_process(len(steps)):
-        raise ValueError(
-            f"{_list(folder, damaged)} None is left to go on from. Restore one from a copy, or train in another "
-            "--workdir; without its folder checkpoints/ the run begins anew."
-        )
-    if jax.process_index() == 0:
-        older = {step: _damage(folder / str(step), within="metrics/") for step in steps if step < (found or 0)}
-        damaged |= {step: wrong for step, wrong in older.items() if wrong}
-    _move_aside(folder, damaged)
-
-
-def _move_aside(folder: Path, damaged: Mapping[int, str]) -> None:
-    """Renames damaged checkpoints, with a warning that names each; every process returns when it is done."""
-    if damaged and jax.process_index() == 0:
-        for step in damaged:
-            taken = len(list(folder.glob(f"damaged_{step}*")))
-            os.rename(folder / str(step), folder / (f"damaged_{step}_{taken + 1}" if taken else f"damaged_{step}"))
-        warnings.warn(f"{_list(folder, damaged)} Moved to damaged_*, and goes on from the one before.", stacklevel=2)
-    devices.of_first_process(0)
-
-
-def _list(folder: Path, damaged: Mapping[int, str]) -> str:
-    said = "; ".join(f"step {step}: {wrong}" for step, wrong in damaged.items())
-    return f"damaged checkpoints in {folder}: {said or 'the first process names them'}."
 
 
 def _to_json(metrics: Mapping[str, Any]) -> dict[str, Any]:

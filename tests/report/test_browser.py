@@ -81,7 +81,8 @@ class TestInChromium:
     def test_every_picture_is_decoded(self, page):
         widths = page.execute_script("return [...document.images].map(picture => picture.naturalWidth)")
         assert sorted(set(widths)) == [30, 1200]
-        assert len(widths) == 2 * (2 * 8 - 1 + 1)  # two kinds at eight steps, one damaged, and the bound's plot
+        # of each run two kinds at eight steps, one damaged, the last one beside the other run's, and the bound's plot
+        assert len(widths) == 2 * (2 * 8 - 1 + 1 + 1)
 
     def test_the_console_is_empty(self, page):
         assert page.get_log("browser") == []
@@ -90,9 +91,9 @@ class TestInChromium:
         wide(page, 1200)
         shown = [heading.text for heading in page.find_elements("css selector", "h2") if heading.is_displayed()]
         first = shown.index("first")
-        assert shown[:6] == ["Not read", "Runs", "Settings", "Loss", "Metrics", "Likelihood"]
-        assert first in (6, 7)
-        assert len(shown) == 8
+        assert shown[:7] == ["Not read", "Runs", "Settings", "Loss", "Samples side by side", "Metrics", "Likelihood"]
+        assert first in (7, 8)
+        assert len(shown) == 9
 
     @pytest.mark.parametrize("width", [400, 1200])
     def test_it_does_not_scroll_sideways(self, page, width):
@@ -100,6 +101,20 @@ class TestInChromium:
         assert page.execute_script("return innerWidth") == width
         assert page.execute_script("return document.documentElement.scrollWidth") <= width
         assert page.execute_script(CLIPPED) == []
+
+    @pytest.mark.parametrize("width", [400, 1200])
+    def test_last_samples_stand_beside_each_other_within_the_page(self, page, width):
+        wide(page, width)
+        script = """return [...document.querySelectorAll("#samples img, #samples figure")].map(element => {
+            const place = element.getBoundingClientRect();
+            return [element.tagName, place.left, place.right, place.top, place.width / place.height];
+        })"""
+        places = page.execute_script(script)
+        (_, left, right, top, _), (_, next_left, next_right, next_top, _) = [p for p in places if p[0] == "FIGURE"]
+        assert (top, 0 < left < right < next_left < next_right <= width) == (next_top, True)
+        images = [p for p in places if p[0] == "IMG"]
+        assert [p[4] for p in images] == pytest.approx([1.5, 1.5], rel=0.01)
+        assert [p[2] <= edge + 1 for p, edge in zip(images, (right, next_right), strict=True)] == [True, True]
 
     def test_tables_scroll_in_their_own_box(self, page):
         wide(page, 400)

@@ -222,6 +222,29 @@ class TestPictures:
         assert [images["step 45, EMA"][side] for side in ("width", "height")] == ["270", "180"]  # 9 times
         assert {image["loading"] for image in images.values()} == {"lazy"}
 
+    def test_the_last_ones_of_runs_stand_side_by_side_under_their_names(self, page):
+        """The guide has none; the end counts as later than any step, and averages come before raw parameters."""
+        side_by_side = {image["alt"]: image for image in page.all("img") if ": " in image["alt"]}
+        assert list(side_by_side) == ["first: end, EMA", "sweep/second: step 20, EMA"]
+        assert [pixels(image["src"])[0, 0] for image in side_by_side.values()] == [7, 120]
+        assert "first: end, EMA" in page.texts["samples"]
+        assert "#samples" in [link["href"] for link in page.all("a")]
+
+    def test_what_cannot_be_read_or_is_alone_does_not_stand_there(self, tmp_path):
+        runs = [write_run(tmp_path / name, LOSSES, [10, 20], seed=i) for i, name in enumerate(("one", "two"))]
+        (runs[0] / "samples" / "step_0000020_ema.png").write_bytes(b"no picture")
+        page = page_of(tmp_path)
+        assert [image["alt"] for image in page.all("img") if ": " in image["alt"]] == [
+            "one: step 10, EMA",
+            "two: step 20, EMA",
+        ]
+        assert page.texts["notes"].count("step_0000020_ema.png") == 1
+        for file in (runs[0] / "samples").iterdir():
+            file.unlink()
+        page = page_of(tmp_path)
+        assert "samples" not in page.texts
+        assert "#samples" not in [link["href"] for link in page.all("a")]
+
     def test_huge_ones_are_made_smaller_and_say_so(self, tmp_path):
         save(write_run(tmp_path / "run") / "samples.png", 9, (2560, 1000))
         (image,) = page_of(tmp_path).all("img")

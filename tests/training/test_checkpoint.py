@@ -22,9 +22,11 @@ import pytest
 import diffusion.commands  # noqa: F401 (its module train is looked up by name)
 from diffusion import devices, workdir
 from diffusion.training import checkpoint, digests, state
-from diffusion.training.checkpoint import Checkpoints, best_step, load_params
+from diffusion.training.checkpoint import Checkpoints, load_params
 from diffusion.training.hooks import Recorder
 from diffusion.training.logs import Logs
+from diffusion.training.soundness import best_step, unsound
+from tests.processes import as_processes
 from tests.test_commands import rows
 
 SHAPE = {"w": jax.ShapeDtypeStruct((3,), jnp.float32)}
@@ -141,7 +143,7 @@ class TestFallingBack:
         for turn, name in enumerate(("damaged_3", "damaged_3_2")):
             flip(file, 5)
             there = {place: (three / "3" / place).read_bytes() for place in files(three / "3")}
-            with pytest.warns(UserWarning, match=r"step 3: state/d/\w+ has changed.*goes on from the one before"):
+            with pytest.warns(UserWarning, match=r"step 3: state/d/\w+ has changed.*goes on from step 2"):
                 assert restored_step(three) == 2
             assert {place: (three / name / place).read_bytes() for place in files(three / name)} == there
             assert workdir.steps_in(three) == [1, 2]
@@ -221,6 +223,88 @@ class TestFallingBack:
             assert restored_step(three) == 3
             assert load_params(three, SHAPE, "0.5")[1] == 3
         assert {entry.name for entry in three.iterdir()} == {"1", "2", "3"}
+
+
+class TestTheBest:
+    def test_a_damaged_one_is_moved_aside_and_the_next_best_competes(self, three):
+        flip(next((three / "1/state/d").iterdir()), 5)
+        there = {name: (three / "1" / name).read_bytes() for name in files(three / "1")}
+        with pytest.warns(UserWarning, match=r"step 1: state/d/\w+ has changed.*goes on from step 3"):
+            assert restored_step(three) == 3
+        assert {name: (three / "damaged_1" / name).read_bytes() for name in files(three / "damaged_1")} == there
+        assert (best_step(three), workdir.steps_in(three)) == (2, [2, 3])
+        save(three, 4, 5, keep=1, scores={4: 0.4})  # worse than the damaged one said of itself, and better than step 2
+        assert (best_step(three), workdir.steps_in(three)) == (4, [4, 5])
+
+    def test_the_best_of_the_sound_ones_may_be_the_newest_or_none(self, three):
+        for step in (1, 2):
+            (three / str(step) / "state/manifest.ocdbt").unlink()
+        assert unsound(three) == {1: "state/manifest.ocdbt is missing", 2: "state/manifest.ocdbt is missing"}
+        with pytest.warns(UserWarning, match="step 1: .*; step 2: "):
+            assert restored_step(three) == 3
+        assert (best_step(three), workdir.steps_in(three)) == (None, [3])
+
+    def test_arrays_that_nobody_would_ask_for_are_not_read(self, three):
+        flip(next((three / "2/state/d").iterdir()), 5)
+        with warnings.catch_warnings(action="error", category=UserWarning):
+            assert restored_step(three) == 3
+        assert workdir.steps_in(three) == [1, 2, 3]
+
+    def test_each_way_of_measuring_has_a_best_one(self, tmp_path):
+        for step, (measured, score) in enumerate(
+            [("frechet", 5.0), ("kid", 0.02), ("frechet", 6.0), ("", math.inf)], 1
+        ):
+            with Checkpoints(tmp_path, measured=measured, keep=9) as checkpoints:
+                checkpoints.save(new(step), score)
+        for step in (1, 2, 3):
+            (tmp_path / str(step) / "state/_METADATA").unlink()
+            assert sorted(unsound(tmp_path)) == [1, 2, 3][:step]
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_what_is_said_to_be_unsound_is_what_training_moves(self, seed, three):
+        chance = random.Random(seed)
+        for step in chance.sample([1, 2, 3], 2):
+            flip(three / str(step) / chance.choice(["state/_METADATA", "metrics/metrics", "about/metadata"]), 3)
+        said, before = unsound(three), files(three)
+        assert files(three) == before
+        with warnings.catch_warnings(action="ignore"), Checkpoints(three):
+            pass
+        assert {entry.name for entry in three.glob("damaged_*")} == {f"damaged_{step}" for step in said}
+        assert {1, 2, 3} - set(workdir.steps_in(three)) == set(said)
+        assert unsound(three) == {}
+
+
+class TestSeveralProcesses:
+    """Three of them, of which only the first one reads what may be damaged."""
+
+    @pytest.mark.parametrize("reads", [Checkpoints, best_step, lambda folder: load_params(folder, SHAPE, "0.5")])
+    @pytest.mark.parametrize("failure", [OSError(errno.EIO, "the disk is gone"), PermissionError(errno.EACCES, "no")])
+    def test_an_error_of_the_first_one_ends_all_of_them(self, three, monkeypatch, reads, failure):
+        def failing(folder, within=""):
+            assert jax.process_index() == 0
+            raise failure
+
+        monkeypatch.setattr(digests, "check", failing)
+        ended = as_processes(monkeypatch, 3, lambda index: reads(three))
+        assert [(type(error), str(error)) for error in ended] == [(type(failure), str(failure))] * 3
+
+    def test_damage_that_refuses_is_named_by_all_of_them(self, three, monkeypatch):
+        (three / "2/metrics/metrics").write_text('{"score": 0.0}')
+        (three / "3/state/manifest.ocdbt").unlink()
+        ended = as_processes(monkeypatch, 3, lambda index: load_params(three, SHAPE, "0.5", 3))
+        assert {str(error) for error in ended} == {
+            f"damaged checkpoints in {three}: step 3: state/manifest.ocdbt is missing. Take another one: [1, 2]."
+        }
+        ended = as_processes(monkeypatch, 3, lambda index: best_step(three))
+        assert len({str(error) for error in ended}) == 1
+        assert "so the best is not known" in str(ended[2])
+
+    def test_all_take_the_best_that_the_first_one_found(self, three, monkeypatch):
+        """Though the others see another folder, as over a network where changes arrive late."""
+        late = shutil.copytree(three, three.parent / "late")
+        shutil.rmtree(late / "1")
+        assert (best_step(three), best_step(late)) == (1, 2)
+        assert as_processes(monkeypatch, 3, lambda index: best_step(late if index else three)) == [1, 1, 1]
 
 
 def should_be_kept(scores, keep):
@@ -311,9 +395,27 @@ class TestFullDisk:
         (tmp_path / "checkpoints/7.orbax-checkpoint-tmp/state").mkdir(parents=True)
         (tmp_path / "checkpoints/7.orbax-checkpoint-tmp/state/d").write_bytes(bytes(600))
         monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=400))
-        workdir.check_space(tmp_path, 500, 1)
+        workdir.check_space(tmp_path, 500, 1, 0)
         with pytest.raises(OSError, match="need 0.000 GB"):
-            workdir.check_space(tmp_path, 501, 1)
+            workdir.check_space(tmp_path, 501, 1, 0)
+
+    @pytest.mark.parametrize("damaged", [(), (1,), (3,), (2, 3)])
+    @pytest.mark.parametrize("keep", [1, 3])
+    def test_the_room_that_is_asked_for_is_what_training_then_takes(self, tmp_path, keep, damaged):
+        """The most folders that ever lie there, and one being written; those moved aside stay."""
+        folder = tmp_path / "checkpoints"
+        save(folder, 1, 2, 3)
+        for step in damaged:
+            (folder / str(step) / "metrics/metrics").unlink()
+        with warnings.catch_warnings(action="ignore"):
+            needed, _ = workdir.space(tmp_path, 7, keep, len(unsound(folder)))
+            most = 0
+            with Checkpoints(folder, keep=keep) as checkpoints:
+                for step in range(4, 8):
+                    checkpoints.save(new(step))
+                    checkpoints.wait()
+                    most = max(most, len(list(folder.iterdir())))
+        assert needed == 7 * max(most + 1 - 3, 1)
 
 
 def test_rows_of_the_log_span_restarts(tmp_path):
