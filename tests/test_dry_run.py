@@ -190,7 +190,8 @@ class TestSeveralProcesses:
 
     def refusals(self, tmp_path, monkeypatch, **options):
         module = importlib.import_module("diffusion.commands.dry_run")
-        job = module.planned(tiny(), tmp_path / "run")
+        shared = tiny(training={"batch_size": 24})  # three processes can share it, and eight devices
+        job = module.planned(shared, tmp_path / "run")
         compiled = module.traced(job.run, job.mesh, job.target, job.feed, jax.random.key(0)).lower().compile()
         step = SimpleNamespace(lower=lambda: SimpleNamespace(compile=lambda: compiled))
         monkeypatch.setattr(module, "planned", lambda *given: job)
@@ -198,7 +199,7 @@ class TestSeveralProcesses:
         monkeypatch.setattr(module, "_flops", lambda *given: 1)
         monkeypatch.setattr(module, "_timed", options.get("timed", lambda *given: pytest.fail("nobody is to compute")))
         count = options.get("num_steps", 0)
-        return as_processes(monkeypatch, 3, lambda i: commands.dry_run(tiny(), tmp_path / "run", num_steps=count))
+        return as_processes(monkeypatch, 3, lambda i: commands.dry_run(shared, tmp_path / "run", num_steps=count))
 
     def test_a_disk_that_one_has_no_room_on_refuses_all(self, tmp_path, monkeypatch):
         monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(10 if jax.process_index() == 1 else 10**12))
