@@ -24,6 +24,11 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: everything is written there.")
 flags.DEFINE_enum("mode", "train", ["train", "dry_run", "ref_stats", *mode_flags.BLOCKS], "What to do.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the processes of a pod or cluster into one job.")
+_JOB = (
+    flags.DEFINE_string("coordinator_address", None, "With --distributed: host:port of process 0, if not found."),
+    flags.DEFINE_integer("num_processes", None, "With --distributed: how many there are, if not found."),
+    flags.DEFINE_integer("process_id", None, "With --distributed: which this one is, from 0, if not found."),
+)
 mode_flags.define()
 
 
@@ -46,8 +51,11 @@ def main(argv: list[str]) -> int:
             values = mode_flags.given(mode)
         except ValueError as error:
             raise commands.Refused(str(error)) from error
+        told = {flag.name: flag.value for flag in _JOB if flag.value is not None}
+        if told and not _DISTRIBUTED.value:
+            raise commands.Refused(f"--{next(iter(told))} is for --distributed; add it, or leave this out.")
         if _DISTRIBUTED.value:
-            commands.join_cluster()
+            commands.join_cluster(**told)
         config = _CONFIG.value
         overrides = {} if config is None else config_flags.get_override_values(flags.FLAGS["config"])
         done = commands.dispatch(mode, config, _WORKDIR.value, values, overrides, _DISTRIBUTED.value)

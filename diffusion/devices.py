@@ -235,21 +235,22 @@ def one_per_core() -> None:
         jax.config.update("jax_num_cpu_devices", cores)
 
 
-def start_processes() -> None:
+def start_processes(
+    coordinator_address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
     """Joins the processes of a pod or cluster into one job; call it before anything else touches JAX.
 
-    The coordinator is found from the environment: TPU pods, Slurm, Open MPI and Kubernetes are known to JAX;
-    elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process. ValueError
-    where neither is there.
+    coordinator_address: host:port of process 0, which all reach. num_processes: of the job. process_id: this one's
+    number, from 0. What is left out is read from JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+    found by JAX, which knows TPU pods, Slurm, Open MPI and Kubernetes. ValueError where that leaves a question open.
     """
-    given = [os.environ.get(f"JAX_{name}") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")]
+    address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     try:
-        if all(given):
-            jax.distributed.initialize(given[0], int(given[1] or 0), int(given[2] or 0))
-        else:
-            jax.distributed.initialize()
+        count = os.environ.get("JAX_NUM_PROCESSES") if num_processes is None else num_processes
+        own = os.environ.get("JAX_PROCESS_ID") if process_id is None else process_id
+        jax.distributed.initialize(address, None if count is None else int(count), None if own is None else int(own))
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"--distributed found no cluster to join ({error}). On one machine leave the flag out; elsewhere set "
-            "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process."
+            f"--distributed found no cluster to join ({error}). On one machine leave the flag out; elsewhere say it to "
+            "each process: --coordinator_address=host:port --num_processes=N --process_id=0, 1, ..."
         ) from error

@@ -106,6 +106,7 @@ def test_processes_that_read_from_the_disk_change_no_number(tmp_path):
         (["--mode=report", "--num_steps=50"], "--num_steps is for --mode=sample"),
         (["--config=configs/ddpm_digits.py", "--config.seed=3", "--mode=report"], "nothing can"),
         (["--config=configs/ddpm_digits.py", "--distributed"], "--distributed found no cluster"),
+        (["--config=configs/ddpm_digits.py", "--process_id=0"], "--process_id is for --distributed"),
         ([], "training needs a config"),
         (["--sweep=experiments/schedules_objectives/sweep.py", "--index=6"], "has the points 0 to 5"),
         (["--sweep=experiments/schedules_objectives/sweep.py", "--mode=report"], "--mode does not go with --sweep"),
@@ -127,12 +128,15 @@ def job(folder, processes, *words, devices=None):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    distributed = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
-    machine = {"XLA_FLAGS": ""} | (distributed if processes > 1 else {})
-    machine |= {"JAX_NUM_CPU_DEVICES": str(devices)} if devices else {}
-    flag = ["--distributed"] if processes > 1 else []
-    own = [os.environ | machine | {"JAX_PROCESS_ID": str(i)} for i in range(processes)]
-    return [program(f"--workdir={folder}", *flag, *words, env=environment) for environment in own]
+    machine = os.environ | {"XLA_FLAGS": ""} | ({"JAX_NUM_CPU_DEVICES": str(devices)} if devices else {})
+    flags = [f"--workdir={folder}", *words]
+    if processes == 1:
+        return [program(*flags, env=machine)]
+    # one is told by flags, the others by their environment
+    told = ["--distributed", f"--coordinator_address={address}", f"--num_processes={processes}", "--process_id=0"]
+    machine |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+    others = [machine | {"JAX_PROCESS_ID": str(i)} for i in range(1, processes)]
+    return [program(*flags, *told, env=machine), *(program(*flags, told[0], env=own) for own in others)]
 
 
 def finished(runs):

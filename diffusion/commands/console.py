@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +18,10 @@ class Failed(Exception):
     """Some of many runs have failed; the message says which, and why."""
 
 
-def join_cluster() -> None:
-    """Makes this process one of a job's; Refused where there is no cluster to join."""
+def join_cluster(**told: Any) -> None:
+    """Makes this process one of a job's, as `devices.start_processes`; Refused where there is no cluster to join."""
     try:
-        devices.start_processes()
+        devices.start_processes(**told)
     except ValueError as error:
         raise Refused(str(error)) from error
 
