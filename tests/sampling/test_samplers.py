@@ -68,34 +68,28 @@ def test_samplers_are_found_by_name():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 @pytest.mark.parametrize("num_steps", [1, 10, 1000])
-class TestEverySampler:
-    def test_a_perfect_denoiser_lands_on_x_0(self, name, num_steps):
-        x_T, ids = noise(4)
-        target = jnp.array([0.25, -0.75])
-        x = sample(SAMPLERS[name], laws.perfect_denoiser(target), x_T, prepared(name, linear_beta(), num_steps), ids)
-        np.testing.assert_array_equal(x, jnp.broadcast_to(target, x.shape))
+def test_a_perfect_denoiser_lands_on_x_0_after_as_many_evaluations_as_are_stated(name, num_steps):
+    calls, target = [], np.float32([0.25, -0.75])
 
-    def test_evaluations_are_counted_right(self, name, num_steps):
-        calls = []
+    def denoise(x, level):
+        jax.debug.callback(lambda: calls.append(1))
+        return laws.perfect_denoiser(target)(x, level)
 
-        def denoise(x, level):
-            jax.debug.callback(lambda: calls.append(1))
-            return laws.gaussian_denoiser(MEAN, STD)(x, level)
-
-        x_T, ids = noise(2)
-        jax.block_until_ready(sample(SAMPLERS[name], denoise, x_T, prepared(name, linear_beta(), num_steps), ids))
-        jax.effects_barrier()
-        assert len(calls) == SAMPLERS[name].nfe(num_steps)
+    x_T, ids = noise(4)
+    steps = float32(prepared(name, linear_beta(), num_steps))
+    x = jax.jit(lambda x, ids: sample(SAMPLERS[name], denoise, x, steps, ids))(x_T, ids)
+    np.testing.assert_array_equal(x, np.broadcast_to(target, x.shape))
+    jax.effects_barrier()
+    assert len(calls) == SAMPLERS[name].nfe(num_steps)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sample_depends_on_its_own_key_alone(name):
-    x_T, ids = noise(16)
-    denoise, steps = laws.gaussian_denoiser(MEAN, STD), prepared(name, linear_beta(), 20)
-    whole = sample(SAMPLERS[name], denoise, x_T, steps, ids)
-    for part in (slice(5, 6), slice(3, 11)):
-        alone = sample(SAMPLERS[name], denoise, x_T[part], steps, ids[part])
-        np.testing.assert_allclose(alone, whole[part], atol=1e-5)  # compiled for another size: to rounding
+    (x_T, ids), steps = noise(16), float32(prepared(name, linear_beta(), 20))
+    whole = compiled(name)(x_T, steps, ids)
+    for i in (5, 10):
+        alone = compiled(name)(x_T[i : i + 1], steps, ids[i : i + 1])
+        np.testing.assert_allclose(alone[0], whole[i], atol=1e-5)  # compiled for another size: to rounding
 
 
 @pytest.mark.parametrize("name", ["ancestral", "ancestral small", "ddim", "ddim(0.5)", "ddim(1)"])
@@ -175,7 +169,7 @@ def run_in_float64(sampler, schedule, num_steps, data="gaussian"):
         x = jnp.asarray(first.alpha * MEAN + np.hypot(first.alpha * STD, first.sigma) * PLACE)
         state = sampler.init(x)
         for row in laws.rows(steps):
-            x, state = one_step(sampler, data)(x, state, jax.tree.map(jnp.asarray, row))
+            x, state = one_step(sampler, data)(x, state, row)
         return np.asarray(x) / laws.rows_of(steps.to, -1).alpha
 
 
