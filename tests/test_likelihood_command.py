@@ -40,16 +40,20 @@ FEW = {"num_images": 21, "ode_steps": 6}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    for name, blocks in RUNS.items():
-        assert commands.train(config(**BLOCKS, **blocks), root / name)
-    return root
+    return tmp_path_factory.mktemp("runs")
+
+
+def trained(root, name):
+    """The folder of a run, which is trained where no test before has asked for it."""
+    if name in RUNS and not (root / name).exists():
+        assert commands.train(config(**BLOCKS, **RUNS[name]), root / name)
+    return root / name
 
 
 @pytest.fixture(scope="module")
 def whole(folders):
     """Measured at once."""
-    return commands.likelihood(folders / "learned", **FEW)
+    return commands.likelihood(trained(folders, "learned"), **FEW)
 
 
 def numbers(file):
@@ -196,12 +200,17 @@ def test_a_chain_without_levels_for_a_flow_still_has_a_bound(folders, tmp_path, 
 
 @pytest.mark.slow
 def test_a_continuous_path_has_a_bound_of_infinitely_many_steps(folders):
-    file = commands.likelihood(folders / "path", num_images=5, num_terms=3, ode_steps=4, split="train")
+    file = commands.likelihood(trained(folders, "path"), num_images=5, num_terms=3, ode_steps=4, split="train")
     found = numbers(file)
     parts = sum(found[f"bound/{name}"]["mean"] for name in ("prior", "reconstruction", "diffusion"))
     assert found["bound/total"]["mean"] == pytest.approx(parts, rel=1e-5)
     assert found["ode/nfe"]["mean"] == 4
     assert not file.with_suffix(".png").exists()
+
+
+def slowly(*case):
+    """A case that waits for a training of its own."""
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -217,15 +226,15 @@ def test_a_continuous_path_has_a_bound_of_infinitely_many_steps(folders):
         ("learned", {"dequantise": "none"}, "expected 'uniform' or 'variational'"),
         ("learned", {"ode_steps": 1}, "got ode_steps=1, expected at least 2"),
         ("learned", {"data": {"name": "cifar10"}}, "data.name cannot change in a trained run; data_dir"),
-        ("path", {"num_steps": 10}, "num_terms says how many are drawn"),
-        ("path", {"variance": "small"}, "whose variance is no choice"),
-        ("path", {"solver": "tsit5", "ode_steps": 5}, "chooses its own; leave it out"),
-        ("fixed", {"variance": "learned"}, "the model learns none; expected small or large"),
+        slowly("path", {"num_steps": 10}, "num_terms says how many are drawn"),
+        slowly("path", {"variance": "small"}, "whose variance is no choice"),
+        slowly("path", {"solver": "tsit5", "ode_steps": 5}, "chooses its own; leave it out"),
+        slowly("fixed", {"variance": "learned"}, "the model learns none; expected small or large"),
         ("nowhere", {}, "holds no run"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_measured(folders, name, options, message):
-    before = sorted((folders / name).rglob("*"))
+    before = sorted(trained(folders, name).rglob("*"))
     with pytest.raises(commands.Refused, match=message):
         commands.likelihood(folders / name, **options)
     assert sorted((folders / name).rglob("*")) == before
