@@ -1,5 +1,6 @@
 """Every test sees eight virtual CPU devices, and no silent broadcasting between ranks."""
 
+import gc
 import os
 from importlib.metadata import version
 
@@ -16,3 +17,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A process keeps millions of objects, every program that it compiled: walking through them took a tenth of its time.
+gc.set_threshold(100_000, 50, 50)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # modules and tests live until the end

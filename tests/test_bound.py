@@ -13,6 +13,7 @@ from tests import laws
 
 STD = 0.5
 ENTROPY = 0.5 * np.log(2 * np.pi * np.e * STD**2)  # of N(0, STD^2), nats per dimension
+TERM = jax.jit(bound.term, static_argnames=("variance", "num_values"))
 CHAINS = {
     "linear": sampling.all_steps(schedules.linear_beta()),
     "cosine": sampling.all_steps(schedules.cosine_alpha_bar()),
@@ -35,8 +36,8 @@ def conditional_variance(level):
 
 def all_terms(steps, variance, num_values=0):
     """Every step's expected term, [n]: the corners have the second moments of x_0 ~ N(0, STD^2) and eps ~ N(0, 1)."""
-    x_0 = jnp.array([[STD], [-STD], [STD], [-STD]])
-    eps = jnp.array([[1.0], [1.0], [-1.0], [-1.0]])
+    x_0 = np.float32([[STD], [-STD], [STD], [-STD]])
+    eps = np.float32([[1.0], [1.0], [-1.0], [-1.0]])
     small = float32(bound.log_small(steps))
 
     def one(step, small):
@@ -85,7 +86,7 @@ def test_the_bound_is_never_below_the_entropy_and_tight_with_the_exact_variance(
     steps = CHAINS[name]
     first = laws.rows_of(steps.now, 0)
     L_T, missed = mismatch(first)
-    got = bound.prior(jnp.array([[STD], [-STD]]), float32(first))
+    got = jax.jit(bound.prior)(np.float32([[STD], [-STD]]), float32(first))
     np.testing.assert_allclose(got, L_T, rtol=2e-5, atol=1e-9)
     total = {variance: L_T + all_terms(steps, variance).sum() for variance in gaussian.VARIANCES}
     np.testing.assert_allclose(total["learned"], ENTROPY + missed, rtol=1e-5, atol=1e-6)
@@ -95,20 +96,20 @@ def test_the_bound_is_never_below_the_entropy_and_tight_with_the_exact_variance(
 
 def test_a_perfect_prediction_costs_nothing_with_the_small_variance():
     steps = CHAINS["respaced"]
-    x_0, step = jnp.array([[0.5, -1.0]]), float32(laws.rows_of(steps, slice(3, 4)))
+    x_0, step = np.float32([[0.5, -1.0]]), float32(laws.rows_of(steps, slice(3, 4)))
     small = float32(bound.log_small(steps)[3:4])
-    perfect = Prediction(x_0, jnp.ones_like(x_0))
-    assert bound.term(perfect, x_0, step, small, variance="small", num_values=256) == 0
+    perfect = Prediction(x_0, np.ones_like(x_0))
+    assert TERM(perfect, x_0, step, small, variance="small", num_values=256) == 0
 
 
 def test_the_ends_of_a_learned_range_are_the_two_fixed_variances():
     steps = CHAINS["linear"]
     step, small = float32(laws.rows_of(steps, slice(0, None, 99))), float32(bound.log_small(steps)[::99])
-    x_0 = jnp.linspace(-1, 1, 2 * len(small)).reshape(-1, 2)
+    x_0 = np.linspace(-1, 1, 2 * len(small), dtype=np.float32).reshape(-1, 2)
     for place, variance in ((0.0, "small"), (1.0, "large")):
-        prediction = Prediction(x_0 / 2, x_0, var_frac=jnp.full_like(x_0, place))
+        prediction = Prediction(x_0 / 2, x_0, var_frac=np.full_like(x_0, place))
         learned, fixed = (
-            bound.term(prediction, x_0, step, small, variance=which, num_values=256) for which in ("learned", variance)
+            TERM(prediction, x_0, step, small, variance=which, num_values=256) for which in ("learned", variance)
         )
         np.testing.assert_allclose(learned, fixed, rtol=1e-6)
 
@@ -134,13 +135,13 @@ def test_the_mean_over_the_chain_is_the_sum_of_its_terms():
     steps = sampling.all_steps(schedule)
     rng = np.random.default_rng(0)
     x_0 = jnp.asarray(rng.choice(np.linspace(-1, 1, 17), (30, 3)), jnp.float32)
-    level = schedule.level(jnp.arange(30, 0, -1))
-    eps = jnp.asarray(rng.normal(size=(30, 3)), jnp.float32)
-    x_t = gaussian.diffuse(x_0, eps, level)
-    prediction = Prediction(0.3 * x_t, eps, var_frac=jnp.tanh(x_t))
-    at = bound.of_chain(schedule, variance="learned", num_values=17)
+    level = float32(schedule.level(np.arange(30, 0, -1)))
+    eps = rng.normal(size=(30, 3)).astype(np.float32)
+    x_t = np.asarray(gaussian.diffuse(np.asarray(x_0), eps, schedule.level(np.arange(30, 0, -1))), np.float32)
+    prediction = Prediction(0.3 * x_t, eps, var_frac=np.tanh(x_t))
+    at = jax.jit(bound.of_chain(schedule, variance="learned", num_values=17))
     small = float32(bound.log_small(steps))
-    each = bound.term(prediction, x_0, float32(steps), small, variance="learned", num_values=17)
+    each = TERM(prediction, x_0, float32(steps), small, variance="learned", num_values=17)
     np.testing.assert_allclose(at(prediction, x_0, level).mean(), each.sum() / np.log(2), rtol=1e-5)
 
 
@@ -161,15 +162,16 @@ def test_whatever_the_network_says_values_and_gradients_are_finite(schedule, var
     """For each step of the chain, the first, the last and those between, and outputs V from -200 to 200."""
     param = dataclasses.replace(parameterization.v(), variance=variance)
     t = np.unique(np.linspace(1, schedule.num_steps, min(schedule.num_steps, 8)).astype(int))
-    level = schedule.level(jnp.asarray(np.repeat(t, 11)))
-    x_0 = jnp.full((len(level.t), 2), 0.25)
-    x_t = gaussian.diffuse(x_0, 0.3 * jnp.ones_like(x_0), level)
+    level = schedule.level(np.repeat(t, 11))
+    x_0 = np.full((len(level.t), 2), 0.25, np.float32)
+    x_t = np.asarray(gaussian.diffuse(x_0, 0.3 * np.ones_like(x_0), level), np.float32)
+    level = float32(level)
     at = bound.of_chain(schedule, variance="learned", num_values=num_values)
 
     def terms(F, V):
         return at(param.predict(jnp.concatenate([F, V], -1), x_t, level), x_0, level)
 
-    F, V = jnp.zeros_like(x_0), jnp.tile(jnp.linspace(-200, 200, 11), len(t))[:, None] * jnp.ones((1, 2))
+    F, V = np.zeros_like(x_0), np.tile(np.linspace(-200, 200, 11, dtype=np.float32), len(t))[:, None].repeat(2, 1)
     value, gradients = jax.jit(lambda *given: (terms(*given), jax.grad(lambda *g: terms(*g).sum(), (0, 1))(*given)))(
         F, V
     )
@@ -183,23 +185,24 @@ def test_a_variance_far_too_large_costs_half_a_nat_for_each_e_fold():
     """KL(N(0, v) || N(0, s^2)) -> log(s^2 / v) / 2 - 1 / 2, wherever s^2 alone would overflow."""
     step = float32(laws.rows_of(CHAINS["linear"], slice(500, 501)))
     small = float32(bound.log_small(CHAINS["linear"])[500:501])
-    x_0, now = jnp.array([[0.5, -1.0]]), step.now
+    x_0, now = np.float32([[0.5, -1.0]]), step.now
     k, V = -np.expm1(-step.h), 150.0
-    told = jnp.full_like(x_0, V)
-    cost = lambda told: bound.term(
+    told = np.full_like(x_0, V)
+    cost = lambda told: TERM(
         Prediction(x_0, x_0, log_var_x_0=told), x_0, step, small, variance="learned", num_values=17
     ).sum()
-    expected = (V + 2 * np.log(step.to.alpha * k) - small - 1) / 2
+    expected = (V + 2 * np.log(np.asarray(step.to.alpha) * k) - np.asarray(small) - 1) / 2
     assert now.sigma > 0
     np.testing.assert_allclose(cost(told), expected[0], rtol=1e-5)
-    np.testing.assert_allclose(jax.grad(cost)(told).sum(), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(cost))(told).sum(), 0.5, rtol=1e-6)
 
 
 def test_the_prior_takes_a_level_for_each_sample():
-    x_0 = jnp.array([[0.5, -1.0, 0.1], [0.2, 0.3, 0.4]])
+    x_0 = np.float32([[0.5, -1.0, 0.1], [0.2, 0.3, 0.4]])
     levels = float32(schedules.linear_beta(50).level(np.array([50, 20])))
-    alone = [bound.prior(x_0[i : i + 1], laws.rows_of(levels, i))[0] for i in range(2)]
-    np.testing.assert_allclose(bound.prior(x_0, levels), jnp.stack(alone), rtol=1e-6)
+    prior = jax.jit(bound.prior)
+    alone = [prior(x_0[i : i + 1], jax.tree.map(lambda c, i=i: np.asarray(c)[i], levels))[0] for i in range(2)]
+    np.testing.assert_allclose(prior(x_0, levels), np.stack(alone), rtol=1e-6)
     for i, found in enumerate(alone):
         alpha, sigma = float(levels.alpha[i]), float(levels.sigma[i])
         exact = 0.5 * (sigma**2 - 1 - 2 * np.log(sigma) + alpha**2 * np.square(x_0[i]).mean())

@@ -36,18 +36,23 @@ def test_every_term_is_that_of_an_independent_float64_computation(golden, schedu
     name, times = f"{schedule}.{chain}.{n}", golden[f"times.{chain}"]
     steps = grids.through(SCHEDULES[schedule], np.append(times, 0))
     columns = float32((steps, bound.log_small(steps)))
-    x_0 = jnp.asarray(to_unit_range(golden[f"values.{n}"], n))
+    x_0 = to_unit_range(golden[f"values.{n}"], n)
     terms = {"large": [], "small": [], "learned": []}
+
+    @jax.jit
+    def costs(step, log_small, eps):
+        prediction = golden_model(gaussian.diffuse(x_0, eps, step.now), step.now)
+        given = prediction, x_0, step, log_small
+        nats = {variance: bound.term(*given, variance=variance, num_values=n) for variance in terms}
+        return ((prediction.eps - eps) ** 2).mean((1, 2, 3)), nats
+
     for i, t in enumerate(times):
-        step, log_small = laws.rows_of(columns, i)
-        eps = jnp.asarray(golden[f"eps.{n}"][t - 1])
-        x_t = gaussian.diffuse(x_0, eps, step.now)
-        prediction = golden_model(x_t, step.now)
-        assert ((prediction.eps - eps) ** 2).mean((1, 2, 3)) == pytest.approx(golden[f"{name}.mse"][i], rel=1e-5)
+        mse, nats = costs(*jax.tree.map(lambda column, i=i: np.asarray(column)[i], columns), golden[f"eps.{n}"][t - 1])
+        assert mse == pytest.approx(golden[f"{name}.mse"][i], rel=1e-5)
         for variance, rows in terms.items():
-            nats = bound.term(prediction, x_0, step, log_small, variance=variance, num_values=n)
-            rows.append(np.asarray(nats, np.float64) / np.log(2))
-    prior = np.asarray(bound.prior(x_0, float32(SCHEDULES[schedule].level(times[0]))), np.float64) / np.log(2)
+            rows.append(np.asarray(nats[variance], np.float64) / np.log(2))
+    first = float32(SCHEDULES[schedule].level(times[0]))
+    prior = np.asarray(jax.jit(bound.prior)(x_0, first), np.float64) / np.log(2)
     np.testing.assert_allclose(prior, golden[f"{schedule}.{n}.prior"], rtol=2e-6)
     for variance, rows in terms.items():
         np.testing.assert_allclose(rows, golden[f"{name}.{variance}"], rtol=4e-6, err_msg=variance)

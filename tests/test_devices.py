@@ -22,15 +22,19 @@ from tests.test_commands import rows
 from tests.test_main import finished, job
 
 ROOT = Path(__file__).parents[1]
-NETWORK = {"name": "unet", "channels": 8, "channel_mults": (1,), "num_blocks": 1, "attention_resolutions": ()}
+NETWORKS = {
+    "mlp": {"name": "mlp", "channels": 8, "num_blocks": 1, "dropout": 0.1},
+    "unet": {"name": "unet", "channels": 8, "channel_mults": (1,), "num_blocks": 1, "attention_resolutions": ()},
+}
 
 
-def test_eight_devices_are_one_device():
+@pytest.mark.parametrize("network", ["mlp", pytest.param("unet", marks=pytest.mark.slow)])
+def test_eight_devices_are_one_device(network):
     """The whole training step: data, levels and their memory, noise, dropout, coins, gradients, Adam, the average."""
     options = {"loss": {"self_conditioning": True}, "levels": {"name": "loss_second_moment", "history": 1}}
     run = build.build(
         config(
-            network=NETWORK,
+            network=NETWORKS[network],
             schedule={"name": "linear_beta_scaled", "num_steps": 25},
             training={"num_steps": 4, "batch_size": 16},
             **options,

@@ -1,5 +1,6 @@
 """The likelihood of a data set as a user measures it: whole, in batches, killed and taken up again."""
 
+import itertools
 import json
 import shutil
 
@@ -12,6 +13,9 @@ from diffusion import build, commands, keys, learned_schedules, likelihood, look
 from diffusion.commands import passes
 from diffusion.config import config
 from diffusion.data import pipeline
+from diffusion.types import NoiseLevel, float32
+from tests import laws
+from tests.golden import variational_bound
 
 TINY = {"name": "mlp", "channels": 8, "num_blocks": 1}
 BLOCKS = {
@@ -40,16 +44,20 @@ FEW = {"num_images": 21, "ode_steps": 6}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("runs")
-    for name, blocks in RUNS.items():
-        assert commands.train(config(**BLOCKS, **blocks), root / name)
-    return root
+    return tmp_path_factory.mktemp("runs")
+
+
+def trained(root, name):
+    """The folder of a run, which is trained where no test before has asked for it."""
+    if name in RUNS and not (root / name).exists():
+        assert commands.train(config(**BLOCKS, **RUNS[name]), root / name)
+    return root / name
 
 
 @pytest.fixture(scope="module")
 def whole(folders):
     """Measured at once."""
-    return commands.likelihood(folders / "learned", **FEW)
+    return commands.likelihood(trained(folders, "learned"), **FEW)
 
 
 def numbers(file):
@@ -196,12 +204,99 @@ def test_a_chain_without_levels_for_a_flow_still_has_a_bound(folders, tmp_path, 
 
 @pytest.mark.slow
 def test_a_continuous_path_has_a_bound_of_infinitely_many_steps(folders):
-    file = commands.likelihood(folders / "path", num_images=5, num_terms=3, ode_steps=4, split="train")
+    file = commands.likelihood(trained(folders, "path"), num_images=5, num_terms=3, ode_steps=4, split="train")
     found = numbers(file)
     parts = sum(found[f"bound/{name}"]["mean"] for name in ("prior", "reconstruction", "diffusion"))
     assert found["bound/total"]["mean"] == pytest.approx(parts, rel=1e-5)
     assert found["ode/nfe"]["mean"] == 4
     assert not file.with_suffix(".png").exists()
+
+
+UNET = {
+    "schedule": {"name": "linear_beta_scaled", "num_steps": 25},
+    "network": {"name": "unet", "channels": 8, "channel_mults": (1, 2), "num_blocks": 1, "attention_resolutions": (4,)},
+    "optimizer": {"name": "adam", "learning_rate": 1e-2},
+    "ema": {"decays": (0.5,)},
+    "training": BLOCKS["training"] | {"num_steps": 10},
+}
+
+
+@pytest.fixture(scope="module")
+def convolutions(tmp_path_factory):
+    """(the numbers of two images under a small U-Net, the run without a threshold, the images, their keys)."""
+    folder = tmp_path_factory.mktemp("runs") / "unet"
+    assert commands.train(config(**BLOCKS | UNET), folder)
+    options = {"num_images": 2, "num_steps": 6, "variance": "large", "ode_steps": 8}
+    found = numbers(commands.likelihood(folder, threshold="none", **options))
+    run = build.load(folder, sampler={"threshold": "none"})
+    images = np.float64(pipeline.gather(build.open_dataset(run.config, "test"), np.arange(2))["image"])
+    return found, run, images, keys.per_sample(keys.stream(jax.random.key(0), "pass"), jax.numpy.arange(2))
+
+
+@pytest.mark.slow
+def test_the_bound_of_convolutions_is_its_terms_written_down_in_float64(convolutions):
+    found, run, x_0, each = convolutions
+    denoise, steps = jax.jit(run.denoiser(run.params, {})), sampling.strided(run.schedule, 6)
+    small, large = steps.to.sigma**2 * -np.expm1(-steps.h), steps.now.sigma**2 * -np.expm1(-steps.h)
+    first, terms = laws.rows_of(steps.now, 0), []
+    terms.append((first.sigma**2 + (first.alpha * x_0) ** 2 - 1 - 2 * np.log(first.sigma)).mean() / 2)
+    for i, step in enumerate(laws.rows(steps)):
+        fresh = keys.each_stream(keys.each_at_step(keys.each_stream(each, "bound"), i), "bound")
+        eps = np.float64(keys.normal(fresh, run.shape))
+        x_t = np.float32(step.now.alpha * x_0 + step.now.sigma * eps)
+        guess = np.float64(denoise(x_t, float32(step.now)).x_0)
+        if i == 5:
+            terms.append(-variational_bound.decoder(x_0, guess, np.sqrt(small[4]), 17).mean())
+        else:
+            away = (step.to.alpha * -np.expm1(-step.h) * (x_0 - guess)) ** 2
+            terms.append((np.log(large[i] / small[i]) + (small[i] + away) / large[i] - 1).mean() / 2)
+    bits = np.array(terms) / np.log(2)
+    assert [found[f"bound/{name}"]["mean"] for name in ("L_T", "L_0")] == pytest.approx(bits[[0, -1]], rel=1e-4)
+    np.testing.assert_allclose(found["bound/L_t"], bits[1:-1], rtol=1e-4)
+    assert found["bound/total"]["mean"] == pytest.approx(bits.sum(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_flow_of_convolutions_loses_the_volume_that_finite_differences_say(convolutions):
+    """The trapezoid of `likelihood.flow` in float64, its trace without a derivative."""
+    found, run, x_0, each = convolutions
+    denoise, width, d = jax.jit(run.denoiser(run.params, {})), 1e-2, 64
+    fresh, traces = keys.each_stream(each, "ode"), []
+    probe = np.float64(
+        jax.vmap(lambda key: jax.random.rademacher(key, (1, *run.shape)))(keys.each_stream(fresh, "probe"))
+    )[:, 0]
+
+    def estimate(y, level):
+        """(x_0_hat, e^T (d x_0_hat / dy) e for the probe e) of each image."""
+        rows = np.float32(np.concatenate([y, y + width * probe, y - width * probe]))
+        here, above, below = np.split(np.float64(denoise(rows, float32(level)).x_0), 3)
+        traces.append((probe * (above - below) / (2 * width)).sum((1, 2, 3)))
+        return here, traces[-1]
+
+    grid = likelihood.flow_grid(run.schedule, 17, 8)
+    levels = [NoiseLevel(*row) for row in zip(*grid.now, strict=True)][::-1]  # the cleanest first
+    uniform = lambda key: jax.random.uniform(key, run.shape, minval=-0.5, maxval=0.5)
+    u = jax.vmap(uniform)(keys.each_stream(fresh, "dequantise"))
+    y = levels[0].alpha * (x_0 + np.float64(u) / 8)  # alpha^2 + sigma^2 = 1 everywhere
+    log_prob = d * np.log(levels[0].alpha / 8)
+    guess, trace = estimate(y, levels[0])
+    for now, to in itertools.pairwise(levels):
+        cot, cot_there = now.alpha / now.sigma, to.alpha / to.sigma
+        there, trace_there = estimate(to.sigma * (y / now.sigma + guess * (cot_there - cot)), to)
+        y = to.sigma * (y / now.sigma + (guess + there) / 2 * (cot_there - cot))
+        width_in_tau = np.arcsinh(cot) - np.arcsinh(cot_there)
+        log_prob = log_prob + d * np.log(to.sigma / now.sigma) - (trace + trace_there) / 2 * width_in_tau
+        guess, trace = there, trace_there
+    log_prob = log_prob - (y.reshape(2, d) ** 2 + np.log(2 * np.pi)).sum(1) / 2
+    own = d - np.array([level.alpha for level in levels])[:, None] * traces
+    assert np.abs(own).max() > 1, "x_0_hat is (x - sigma eps_hat) / alpha, and the network is not silent"
+    assert found["ode/nfe"]["mean"] == 8
+    assert found["ode/total"]["mean"] == pytest.approx(-log_prob.mean() / d / np.log(2), abs=2e-3)
+
+
+def slowly(*case):
+    """A case that waits for a training of its own."""
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize(
@@ -217,15 +312,15 @@ def test_a_continuous_path_has_a_bound_of_infinitely_many_steps(folders):
         ("learned", {"dequantise": "none"}, "expected 'uniform' or 'variational'"),
         ("learned", {"ode_steps": 1}, "got ode_steps=1, expected at least 2"),
         ("learned", {"data": {"name": "cifar10"}}, "data.name cannot change in a trained run; data_dir"),
-        ("path", {"num_steps": 10}, "num_terms says how many are drawn"),
-        ("path", {"variance": "small"}, "whose variance is no choice"),
-        ("path", {"solver": "tsit5", "ode_steps": 5}, "chooses its own; leave it out"),
-        ("fixed", {"variance": "learned"}, "the model learns none; expected small or large"),
+        slowly("path", {"num_steps": 10}, "num_terms says how many are drawn"),
+        slowly("path", {"variance": "small"}, "whose variance is no choice"),
+        slowly("path", {"solver": "tsit5", "ode_steps": 5}, "chooses its own; leave it out"),
+        slowly("fixed", {"variance": "learned"}, "the model learns none; expected small or large"),
         ("nowhere", {}, "holds no run"),
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_measured(folders, name, options, message):
-    before = sorted((folders / name).rglob("*"))
+    before = sorted(trained(folders, name).rglob("*"))
     with pytest.raises(commands.Refused, match=message):
         commands.likelihood(folders / name, **options)
     assert sorted((folders / name).rglob("*")) == before

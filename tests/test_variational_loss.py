@@ -57,12 +57,16 @@ def test_the_bound_in_the_hybrid_loss_trains_the_variance_alone():
 
 def test_the_bound_alone_is_the_mean_of_each_samples_own_term():
     """At the levels and with the noise that are drawn by name; that the terms add up is tests/test_bound.py's."""
-    level = LEVELS(stream(KEY, "levels"), 32)
-    eps = jax.random.normal(stream(KEY, "noise"), BATCH["image"].shape)
-    x_t = gaussian.diffuse(BATCH["image"], eps, level)
-    prediction = PARAM.predict(apply(PARAMS, x_t, None, cond={}), x_t, level)
-    loss, metrics = vlb(PARAMS)
-    assert loss == pytest.approx(float(TERM(prediction, BATCH["image"], level).mean()), rel=1e-6)
+
+    @jax.jit
+    def terms(key):
+        level = LEVELS(stream(key, "levels"), 32)
+        eps = jax.random.normal(stream(key, "noise"), BATCH["image"].shape)
+        x_t = gaussian.diffuse(BATCH["image"], eps, level)
+        return TERM(PARAM.predict(apply(PARAMS, x_t, None, cond={}), x_t, level), BATCH["image"], level)
+
+    loss, metrics = jax.jit(vlb)(PARAMS)
+    assert loss == pytest.approx(float(terms(KEY).mean()), rel=1e-6)
     assert metrics["bin_loss"].sum() / 32 == pytest.approx(float(loss), rel=1e-5)
 
 
@@ -73,12 +77,17 @@ def test_the_expected_loss_is_the_bound_without_its_prior():
     n = 4000
     images = jnp.broadcast_to(BATCH["image"][:1], (n, 2, 2, 1))
     steps = sampling.all_steps(SCHEDULE)
-    found = likelihood.vlb_bpd(denoise, images, steps, per_sample(KEY, jnp.arange(n)), num_values=17)
+    whole = jax.jit(lambda x_0, keys: likelihood.vlb_bpd(denoise, x_0, steps, keys, num_values=17))
+    found = whole(images, per_sample(KEY, jnp.arange(n)))
     wanted, error = likelihood.mean_and_error(found.total - found.L_T)
-    level = LEVELS(jax.random.key(8), n)
-    eps = jax.random.normal(jax.random.key(9), images.shape)
-    x_t = gaussian.diffuse(images, eps, level)
-    mean, other = likelihood.mean_and_error(TERM(denoise(x_t, level), images, level))
+
+    @jax.jit
+    def terms(images):
+        level = LEVELS(jax.random.key(8), n)
+        x_t = gaussian.diffuse(images, jax.random.normal(jax.random.key(9), images.shape), level)
+        return TERM(denoise(x_t, level), images, level)
+
+    mean, other = likelihood.mean_and_error(terms(images))
     assert abs(mean - wanted) < 4 * np.hypot(error, other)
 
 

@@ -51,7 +51,14 @@ def test_the_cifar10_unet_has_ddpms_number_of_parameters():
 
 
 @pytest.mark.parametrize(
-    ("channels", "published"), [(64, 30e6), (96, 68e6), (128, 120e6), (192, 270e6)], ids=lambda n: f"{n:.0f}"
+    ("channels", "published"),
+    [
+        (64, 30e6),
+        pytest.param(96, 68e6, marks=pytest.mark.slow),
+        pytest.param(128, 120e6, marks=pytest.mark.slow),
+        (192, 270e6),
+    ],
+    ids=lambda n: f"{n:.0f}",
 )
 def test_iddpms_unets_have_the_published_numbers_of_parameters(channels, published):
     """Nichol & Dhariwal 2021, section 6, on ImageNet 64, rounded there."""
@@ -71,7 +78,7 @@ def test_iddpms_unets_have_the_published_numbers_of_parameters(channels, publish
     ("size_", "channels", "mults", "num_blocks", "published"),
     [
         (64, 192, (1, 2, 3, 4), 3, 296e6),
-        (128, 256, (1, 1, 2, 3, 4), 2, 422e6),
+        pytest.param(128, 256, (1, 1, 2, 3, 4), 2, 422e6, marks=pytest.mark.slow),
         (256, 256, (1, 1, 2, 2, 4, 4), 2, 554e6),
     ],
 )

@@ -1,5 +1,7 @@
 """What is computed again is the same, and less is remembered."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,7 @@ WAYS = {
 X = jnp.asarray(np.random.default_rng(0).normal(size=(16, 8, 8, 1)).astype(np.float32))
 
 
+@functools.cache
 def compiled(name, remat):
     """(parameters nowhere zero, the gradient of a loss with dropout)."""
     network = WAYS[name](remat)
@@ -73,7 +76,7 @@ def test_a_whole_block_remembers_less_than_its_products_and_those_less_than_ever
 def remembered(remat):
     """Numbers that the way back needs of the way there."""
     network = WAYS["dit"](remat)
-    params = network.init(jax.random.key(0))
+    params = jax.eval_shape(network.init, jax.random.key(0))
     forward = lambda params: network.apply(params, X, 0.5, cond={}, key=jax.random.key(2)).sum()
     _, backward = jax.eval_shape(lambda p: jax.vjp(forward, p), params)
     return sum(leaf.size for leaf in jax.tree.leaves(backward))

@@ -41,6 +41,14 @@ SAMPLERS |= {
     "unipc 3": unipc(3),
     "ancestral corrected": predictor_corrector("ancestral", corrections=2),
 }
+OTHER_OPTIONS = ("ancestral small", "ddim(0.5)", "ddim(1)", "euler churn", "unipc 3", "ancestral corrected")
+
+
+def quickly(names):
+    """The names, those of samplers that stand here with other options too being for the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in OTHER_OPTIONS else name for name in names]
+
+
 MEAN, STD = 0.3, 0.5
 DETERMINISTIC = ("ddim", "euler", "heun", "dpmpp_2m", "dpmpp_2s", "dpmpp_3m", "unipc", "unipc 3")
 PATHS = {
@@ -66,36 +74,30 @@ def test_samplers_are_found_by_name():
     assert {"ancestral", "ddim"} <= set(lookup.components(sampling, Sampler))
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", quickly(SAMPLERS))
 @pytest.mark.parametrize("num_steps", [1, 10, 1000])
-class TestEverySampler:
-    def test_a_perfect_denoiser_lands_on_x_0(self, name, num_steps):
-        x_T, ids = noise(4)
-        target = jnp.array([0.25, -0.75])
-        x = sample(SAMPLERS[name], laws.perfect_denoiser(target), x_T, prepared(name, linear_beta(), num_steps), ids)
-        np.testing.assert_array_equal(x, jnp.broadcast_to(target, x.shape))
+def test_a_perfect_denoiser_lands_on_x_0_after_as_many_evaluations_as_are_stated(name, num_steps):
+    calls, target = [], np.float32([0.25, -0.75])
 
-    def test_evaluations_are_counted_right(self, name, num_steps):
-        calls = []
+    def denoise(x, level):
+        jax.debug.callback(lambda: calls.append(1))
+        return laws.perfect_denoiser(target)(x, level)
 
-        def denoise(x, level):
-            jax.debug.callback(lambda: calls.append(1))
-            return laws.gaussian_denoiser(MEAN, STD)(x, level)
-
-        x_T, ids = noise(2)
-        jax.block_until_ready(sample(SAMPLERS[name], denoise, x_T, prepared(name, linear_beta(), num_steps), ids))
-        jax.effects_barrier()
-        assert len(calls) == SAMPLERS[name].nfe(num_steps)
+    x_T, ids = noise(4)
+    steps = float32(prepared(name, linear_beta(), num_steps))
+    x = jax.jit(lambda x, ids: sample(SAMPLERS[name], denoise, x, steps, ids))(x_T, ids)
+    np.testing.assert_array_equal(x, np.broadcast_to(target, x.shape))
+    jax.effects_barrier()
+    assert len(calls) == SAMPLERS[name].nfe(num_steps)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", quickly(SAMPLERS))
 def test_a_sample_depends_on_its_own_key_alone(name):
-    x_T, ids = noise(16)
-    denoise, steps = laws.gaussian_denoiser(MEAN, STD), prepared(name, linear_beta(), 20)
-    whole = sample(SAMPLERS[name], denoise, x_T, steps, ids)
-    for part in (slice(5, 6), slice(3, 11)):
-        alone = sample(SAMPLERS[name], denoise, x_T[part], steps, ids[part])
-        np.testing.assert_allclose(alone, whole[part], atol=1e-5)  # compiled for another size: to rounding
+    (x_T, ids), steps = noise(16), float32(prepared(name, linear_beta(), 20))
+    whole = compiled(name)(x_T, steps, ids)
+    for i in (5, 10):
+        alone = compiled(name)(x_T[i : i + 1], steps, ids[i : i + 1])
+        np.testing.assert_allclose(alone[0], whole[i], atol=1e-5)  # compiled for another size: to rounding
 
 
 @pytest.mark.parametrize("name", ["ancestral", "ancestral small", "ddim", "ddim(0.5)", "ddim(1)"])
@@ -125,7 +127,7 @@ def test_moments_follow_the_recursion(name):
     assert x.var() == pytest.approx(variance, rel=5 * np.sqrt(2 / 40_000))
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "annealed_langevin"])
+@pytest.mark.parametrize("name", quickly(name for name in SAMPLERS if name != "annealed_langevin"))
 def test_the_full_chain_draws_the_data_distribution(name):
     """With the exact denoiser, 1000 steps leave no visible bias, but for the finite Langevin moves (snr^2 of 0.026)."""
     x_T, ids = noise(100, (64,))
@@ -175,7 +177,7 @@ def run_in_float64(sampler, schedule, num_steps, data="gaussian"):
         x = jnp.asarray(first.alpha * MEAN + np.hypot(first.alpha * STD, first.sigma) * PLACE)
         state = sampler.init(x)
         for row in laws.rows(steps):
-            x, state = one_step(sampler, data)(x, state, jax.tree.map(jnp.asarray, row))
+            x, state = one_step(sampler, data)(x, state, row)
         return np.asarray(x) / laws.rows_of(steps.to, -1).alpha
 
 
@@ -247,7 +249,7 @@ def test_a_grid_that_was_not_prepared_is_refused():
 
 
 @pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "annealed_langevin"])
+@pytest.mark.parametrize("name", quickly(name for name in SAMPLERS if name != "annealed_langevin"))
 def test_every_sampler_draws_the_data_on_every_path(name, path):
     """60 steps, even in log-SNR, from pure noise where the path has it. 64 pixels, for the corrector's norms."""
     schedule, sampler = PATHS[path], SAMPLERS[name]
@@ -262,7 +264,7 @@ def test_every_sampler_draws_the_data_on_every_path(name, path):
     assert x.std() == pytest.approx(STD, rel=0.1)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "annealed_langevin"])
+@pytest.mark.parametrize("name", quickly(name for name in SAMPLERS if name != "annealed_langevin"))
 def test_every_sampler_draws_both_parts_of_a_mixture(name):
     """Two Gaussians far apart in 64 dimensions: as many samples in each as its weight says, with its moments."""
     means, stds, weights = np.array([[-0.5], [0.5]]) * np.ones(64), np.array([0.3, 0.2]), np.array([0.3, 0.7])
@@ -294,7 +296,7 @@ def test_the_mixtures_denoiser_is_tweedies():
         np.testing.assert_allclose(eps, -t * score, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", quickly(SAMPLERS))
 def test_a_sample_is_the_same_on_one_device_and_on_eight(name, monkeypatch):
     denoise, steps = laws.gaussian_denoiser(MEAN, STD), prepared(name, linear_beta(), 5)
     options = {"num_samples": 8, "shape": (2,), "sampler": SAMPLERS[name], "steps": steps, "seed": 3}
@@ -349,7 +351,7 @@ def test_saved_states_start_with_the_noise_and_end_with_the_sample():
         sample(ancestral(), denoise, x_T, steps, ids, save_every=0)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", quickly(SAMPLERS))
 def test_a_self_conditioned_denoiser_is_fed_its_own_last_estimate(name):
     """An estimate that adds 1 to the one before counts the evaluations, whatever the sampler."""
     x_T, ids = noise(2)
