@@ -167,11 +167,19 @@ def on_first_process(function: Callable[[], T]) -> T:
         try:
             result = function()
         except Exception as raised:
-            error = raised
+            error = raised if _travels(raised) else RuntimeError(repr(raised))
     result, error = of_first_process((result, error))
     if error is not None:
         raise error
     return cast(T, result)
+
+
+def _travels(error: Exception) -> bool:
+    """Whether pickle takes the error there and back."""
+    try:
+        return isinstance(pickle.loads(pickle.dumps(error)), type(error))
+    except Exception:  # whatever its class does when it is taken apart or made again
+        return False
 
 
 def from_local_rows(tree: Any, mesh: Mesh, axis: int = 0) -> Any:

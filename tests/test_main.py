@@ -70,25 +70,60 @@ if __name__ == "__main__":
 """
 
 
+def from_disk(folder, num_workers, num_steps):
+    """The command that trains a small run on pictures which stay on the disk; the folder gets them and the run."""
+    pictures, script = folder / "pictures", folder / "from_disk.py"
+    if not pictures.exists():
+        pictures.mkdir()
+        for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)):
+            Image.fromarray(pixels).save(pictures / f"{i}.png")
+        script.write_text(FROM_DISK.format(root=str(ROOT)))
+    flags = [*TINY_FLAGS, "--config.data.name=image_folder", f"--config.data.path={pictures}"]
+    flags += [f"--config.data.num_workers={num_workers}", f"--workdir={folder / str(num_workers)}"]
+    flags += [f"--config.training.{name}" for name in (f"num_steps={num_steps}", "log_every=1", "sample_every=0")]
+    return [sys.executable, str(script), *flags]
+
+
 @pytest.mark.slow
 def test_processes_that_read_from_the_disk_change_no_number(tmp_path):
-    pictures, script = tmp_path / "pictures", tmp_path / "from_disk.py"
-    pictures.mkdir()
-    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (50, 8, 8, 3), np.uint8)):
-        Image.fromarray(pixels).save(pictures / f"{i}.png")
-    script.write_text(FROM_DISK.format(root=str(ROOT)))
-    flags = [*TINY_FLAGS, "--config.data.name=image_folder", f"--config.data.path={pictures}"]
-    flags += [f"--config.training.{name}" for name in ("num_steps=8", "log_every=1", "sample_every=0")]
     outs = []
     for workers in (0, 2):
-        words = [*flags, f"--config.data.num_workers={workers}", f"--workdir={tmp_path / str(workers)}"]
-        done = subprocess.run([sys.executable, script, *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        command = from_disk(tmp_path, workers, num_steps=8)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         outs.append(done.stdout)
     assert "data: on the disk, read ahead in" in outs[0]
     assert "data: on the disk, read ahead by 2 processes" in outs[1]
     assert rows(tmp_path / "0") == rows(tmp_path / "2")
     assert len(rows(tmp_path / "2")) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_processes_that_read_leave_signals_to_the_training_and_end_with_it(tmp_path, number):
+    """As a terminal's Ctrl-C and a cluster's SIGTERM reach them all, and a SIGKILL the training alone."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = from_disk(tmp_path, 2, num_steps=100_000)
+    run = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "2/metrics.jsonl").exists() or len(rows(tmp_path / "2")) < 3:
+        assert run.poll() is None, run.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    (os.kill if number == signal.SIGKILL else os.killpg)(run.pid, number)
+    out, error = run.communicate(timeout=120)  # comes to its end only when nobody holds the pipes
+    if number == signal.SIGKILL:
+        assert run.returncode == -signal.SIGKILL
+    else:
+        assert run.returncode == 3, error
+        assert "and saved it" in out
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(run.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.2)
+    pytest.fail("a process that read is left")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 
 from diffusion import build, devices, keys, workdir
 from diffusion.commands.console import Refused, duration, quantity, refused_together, say
-from diffusion.commands.train import Job, damaged, planned, traced
+from diffusion.commands.train import Job, planned, standing, traced
 from diffusion.config import takes
 from diffusion.training import costs
 from diffusion.training import state as states
 from diffusion.training.logs import each_update, summarize
+from diffusion.training.loop import in_flight
 
 PATIENCE = 60.0
 """Seconds after which no further step is timed."""
@@ -26,7 +27,8 @@ PATIENCE = 60.0
 def dry_run(config: ConfigDict, folder: str | Path, *, num_steps: int = 10) -> None:
     """Says on one screen what training this config in this folder would be, and compiles its step; writes nothing.
 
-    num_steps: how many steps to time, after one to warm up, fewer if they take long; 0 compiles alone.
+    num_steps: how many steps to time, in whole dispatches, after one to warm up, fewer if they take long; 0 compiles
+    alone.
 
     Refused: where training would be; and, when all is said, where memory or disk would not do, with what to change. All
     processes refuse together, but for one that runs out of memory as it computes: no question reaches the others then.
@@ -36,7 +38,7 @@ def dry_run(config: ConfigDict, folder: str | Path, *, num_steps: int = 10) -> N
         raise Refused(f"got num_steps={num_steps}, expected how many steps to time, or 0 to compile alone.")
     folder = Path(folder).expanduser()
     job = planned(config, folder)
-    moved = damaged(folder)
+    done, moved = standing(job, folder)
     _row(
         "run", f"{config.loss.name} on {job.mesh.size} x {jax.devices()[0].device_kind}; nothing is written to {folder}"
     )
@@ -45,9 +47,8 @@ def dry_run(config: ConfigDict, folder: str | Path, *, num_steps: int = 10) -> N
     arithmetic = _say_arithmetic(job)
     compiled, too_much = _compiled(job)
     if num_steps and not devices.any_process(too_much is not None):  # or those that fit would wait in the first step
-        done = max(set(workdir.saved_steps(folder)) - moved.keys(), default=0)
         _time(job, compiled, num_steps, arithmetic, max(config.training.num_steps - done, 0))
-    problems = [too_much, _check_disk(job, folder, len(moved))]
+    problems = [too_much, _check_disk(job, folder, moved)]
     if isinstance(job.run, build.Run) and job.run.sampler.nfe is not None:
         nfe = job.run.sampler.nfe(len(job.run.grid().h))
         _row("sampling", f"{nfe:,} evaluations of the network for a batch of samples ({config.sampler.name})")
@@ -117,7 +118,9 @@ def _compiled(job: Job) -> tuple[Any, str | None]:
     except jax.errors.JaxRuntimeError as error:
         return None, _advice_after(error, job)
     _row("", f"compiled in {duration(time.perf_counter() - start)}")
-    memory, limit = costs.memory(compiled), devices.memory_limit(job.mesh.local_devices[0])
+    updates = job.run.config.training.steps_per_dispatch
+    waiting = job.feed.on_devices_ahead(job.mesh, in_flight(updates), stacked=updates)
+    memory, limit = costs.memory(compiled, waiting), devices.memory_limit(job.mesh.local_devices[0])
     if memory is not None:
         _say_memory(memory, limit)
         if limit is not None and memory.peak > limit:
@@ -156,9 +159,9 @@ def _flops(job: Job) -> int:
 
 
 def _say_memory(memory: costs.Memory, limit: int | None) -> None:
-    arguments, results, temporary = (quantity(value, "B") for value in memory)
+    arguments, results, temporary, ahead = (quantity(value, "B") for value in memory)
     of = "" if limit is None else f" of {quantity(limit, 'B')}"
-    parts = f"state, data and batch {arguments}, results {results}, in between {temporary}"
+    parts = f"state, data and batch {arguments}, results {results}, in between {temporary}, ahead {ahead}"
     _row("memory", f"{quantity(memory.peak, 'B')}{of} on each device: {parts}")
 
 

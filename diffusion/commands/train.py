@@ -1,8 +1,9 @@
 """Training, from a config to a finished run."""
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion import build, devices, keys, workdir
+from diffusion import build, devices, keys, references, workdir
 from diffusion.commands.console import Refused, refused_together, say
 from diffusion.commands.results import Pictures, Reading, results
 from diffusion.commands.watching import Watch, watch
@@ -108,15 +109,21 @@ class Job(NamedTuple):
 
 def planned(config: ConfigDict, folder: Path) -> Job:
     """The training of this config in this folder; nothing is written. Refused: with what is wrong with either."""
+    training, evaluation, unguided = config.training, config.evaluation, config.copy_and_resolve_references()
+    unguided.guidance.guide = config.guidance.guide and ""
     with refused_together(), _refusing():
         mesh = devices.training_mesh(config.mesh.fsdp)
         workdir.check(folder, to_json(config), to_json(default_config()))
-        run, training = build.build(config), config.training
+        run = build.build(unguided)
         devices.check_divides(training.batch_size, mesh.size, "training.batch_size", training.microbatches)
         workdir.check_facts(folder, run.facts._asdict())
-        shown, target = results(run, folder), states.abstract(run.new_state, mesh)
-    with _refusing():  # by all processes alike, which ask each other here
-        return Job(run, mesh, run.feed(mesh), target, shown, watch(run) if isinstance(run, build.Run) else None)
+        if evaluation.every and evaluation.reference:
+            references.read(evaluation.reference)
+    with _refusing():  # what each process has by itself is there: from here on they ask each other
+        if config.guidance.guide:
+            run = dataclasses.replace(build.build(config, run.facts), dataset=run.dataset)
+        watched = watch(run) if isinstance(run, build.Run) else None
+        return Job(run, mesh, run.feed(mesh), states.abstract(run.new_state, mesh), results(run, folder), watched)
 
 
 @contextlib.contextmanager
@@ -128,10 +135,21 @@ def _refusing() -> Iterator[None]:
         raise Refused(str(error)) from error
 
 
-def damaged(folder: Path) -> Mapping[int, str]:
-    """The checkpoints that training will move out of its way; Refused where nothing is left to go on from."""
+def standing(job: Job, folder: Path) -> tuple[int, int]:
+    """(updates that the run has done, damaged checkpoints that training will move out of its way).
+
+    Refused: where nothing is left to go on from, or training cannot go on from there as it is asked to.
+    """
     with _refusing():
-        return soundness.unsound(folder / "checkpoints")
+        damaged = soundness.unsound(folder / "checkpoints")
+    done = max(set(workdir.saved_steps(folder)) - damaged.keys(), default=0)
+    updates = job.run.config.training.steps_per_dispatch
+    if done % updates:
+        raise Refused(
+            f"training.steps_per_dispatch is {updates}, but the run stands at step {done}, which is no multiple of it; "
+            "continue with training.steps_per_dispatch=1."
+        )
+    return done, len(damaged)
 
 
 def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Feed, key: jax.Array) -> Any:
@@ -148,7 +166,7 @@ def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Fe
 
 def _make_folder(folder: Path, job: Job) -> None:
     """Makes the run's folder, if the disk has room for it and not all that it holds is damaged; Refused if not."""
-    moved = len(damaged(folder))
+    _, moved = standing(job, folder)
     with refused_together(), _refusing():
         workdir.check_space(folder, states.num_bytes(job.target), job.kept, moved)
         folder.mkdir(parents=True, exist_ok=True)
@@ -181,12 +199,6 @@ def _start(
     if step is None:
         return states.create(run.new_state, keys.stream(key, "init"), mesh)
     state = checkpoints.restore(target)
-    updates = run.config.training.steps_per_dispatch
-    if int(state.step) % updates:
-        raise Refused(
-            f"training.steps_per_dispatch is {updates}, but the run stands at step {int(state.step)}, which is no "
-            "multiple of it; continue with training.steps_per_dispatch=1."
-        )
     averages = ", ".join(target.ema)
     say(f"restored step {int(state.step)} from {checkpoints.folder}: parameters, optimizer state, EMA ({averages}).")
     return state

@@ -18,6 +18,7 @@ says which images a batch takes, for whoever holds the images already; `read` ta
 """
 
 import sys
+import threading
 from functools import lru_cache, partial
 
 import grain
@@ -137,7 +138,8 @@ def _cut(
     mirrored = np.empty(len(in_epoch), bool)
     for number in np.unique(epochs):
         here = epochs == number
-        order, coins = _epoch_plan(seed, int(number), num_images)
+        with _PLANNING:  # threads that read wait for one plan, rather than each make it
+            order, coins = _epoch_plan(seed, int(number), num_images)
         index[here] = order[in_epoch[here]]
         mirrored[here] = coins[in_epoch[here]]
     return {"index": index, "mirrored": mirrored} if flip else {"index": index}
@@ -151,6 +153,9 @@ def _slice(start: int, dataset: Dataset, batch_size: int) -> Record:
 def gather(dataset: Dataset, indices: Int[np.ndarray, " n"]) -> Record:
     """Returns the images at `indices` as one batch, scaled as `batches` scales."""
     return _scale(_read(dataset.source, indices), dataset)
+
+
+_PLANNING = threading.Lock()
 
 
 @lru_cache(maxsize=8)

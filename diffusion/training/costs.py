@@ -60,25 +60,29 @@ def _size(mesh: Any) -> int:
 
 
 class Memory(NamedTuple):
-    """Bytes on one device while a compiled step runs: its arguments, results with memory of their own, and between."""
+    """Bytes on one device while a compiled step runs: its arguments, results with memory of their own, and between.
+
+    ahead: what waits there for later steps.
+    """
 
     arguments: int
     results: int
     temporary: int
+    ahead: int = 0
 
     @property
     def peak(self) -> int:
-        """All three together."""
+        """All together."""
         return sum(self)
 
 
-def memory(compiled: Any) -> Memory | None:
-    """What the compiler has planned for; None where it does not say."""
+def memory(compiled: Any, ahead: int = 0) -> Memory | None:
+    """What the compiler has planned for, besides what waits there; None where it does not say."""
     plan = compiled.memory_analysis()
     if plan is None:
         return None
     own = plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return Memory(plan.argument_size_in_bytes, own, plan.temp_size_in_bytes)
+    return Memory(plan.argument_size_in_bytes, own, plan.temp_size_in_bytes, ahead)
 
 
 class Line(NamedTuple):

@@ -5,26 +5,35 @@ indices; one that does not fit there is read ahead, and put on the devices ahead
 """
 
 import dataclasses
+import math
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh
 
 from diffusion import devices
 from diffusion.data import pipeline
-from diffusion.data.dataset import Dataset, MemorySource
+from diffusion.data.dataset import MEMORY_LIMIT, Dataset, MemorySource
 from diffusion.data.scaling import check_values, to_unit_range
 
 SHARE = 8
 """A data set is kept on the devices by itself where it takes no more than one part in so many of a device's memory."""
 
 AHEAD = 2
-"""Batches that lie on the devices before they are needed."""
+"""Dispatches whose rows lie on the devices before they are needed, and batches read by the host beyond its threads'."""
+
+READ_AHEAD = 2**30
+"""Bytes that threads of the host read ahead, or one batch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,13 +43,14 @@ class Feed:
     rows: endless; rows[i] is what this process hands over for batch i, a pure function of i.
     held: host arrays that every device is to hold whole (`devices.replicated`), such as the data set; {} for none.
     read(held, rows): the batch, {"image": float32 [batch, h, w, c], ...}, inside the step's program.
-    threads, workers: of this process that read rows, or processes beside it.
+    size: bytes of one row of `rows`. threads, workers: of this process that read rows, or processes beside it.
     words: all this for people.
     """
 
     rows: grain.MapDataset
     held: dict[str, Any] = dataclasses.field(default_factory=dict)
     read: Callable[[Any, Any], Any] = lambda held, rows: rows
+    size: int = 0
     threads: int = 1
     workers: int = 0
     words: str = ""
@@ -50,10 +60,13 @@ class Feed:
 
         stacked: how many come at once, one behind the other along a new first axis; it divides first and last.
         """
-        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=AHEAD * self.threads)
+        threads = min(self.threads, 1 + READ_AHEAD // max(1, self.size * stacked))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + AHEAD)
         read = self._stacked(stacked)[first // stacked : last // stacked].to_iter_dataset(options)
         if self.workers:
-            read = read.mp_prefetch(grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=AHEAD))
+            if not flags.FLAGS.is_parsed():  # as in notebooks; Grain asks a flag of its own
+                flags.FLAGS.mark_as_parsed()
+            read = read.mp_prefetch(grain.MultiprocessingOptions(self.workers), _begin_worker)
         put = read.map(lambda rows: devices.from_local_rows(rows, mesh, axis=int(stacked > 1)))
         return iter(grain.experimental.ThreadPrefetchIterDataset(put, prefetch_buffer_size=AHEAD))
 
@@ -66,8 +79,26 @@ class Feed:
         """How many batches are read at the same time."""
         return self.workers or self.threads
 
+    def on_devices_ahead(self, mesh: Mesh, dispatches: int, *, stacked: int = 1) -> int:
+        """Bytes of rows that wait on each device, besides those of a running step, while so many are dispatched."""
+        return (AHEAD + dispatches) * stacked * self.size // len(mesh.local_devices)
+
     def _stacked(self, stacked: int) -> grain.MapDataset:
         return self.rows if stacked == 1 else self.rows.batch(stacked)
+
+
+def _begin_worker(index: int, count: int) -> None:
+    """In each process that reads: signals are the training's to answer, and the process ends when the training does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(0)
 
 
 def feed(dataset: Dataset, mesh: Mesh, *, on_devices: bool | None = None, num_workers: int = 0, **line: Any) -> Feed:
@@ -87,20 +118,22 @@ def feed(dataset: Dataset, mesh: Mesh, *, on_devices: bool | None = None, num_wo
     if not isinstance(source, MemorySource):
         if on_devices:
             raise ValueError(
-                "data.on_devices=True keeps a data set on the devices, but this one is too large for memory and is "
-                "read from the disk; leave it out, and give data.num_workers=N processes to read it."
+                "data.on_devices=True keeps a data set on the devices, but this one takes more than "
+                f"{MEMORY_LIMIT / 2**30:g} GiB of pixels and is read from the disk; leave it out, and give "
+                "data.num_workers=N processes to read it."
             )
         return _from_host(dataset, plans, num_workers)
+    unused = " (data.num_workers is for sets on the disk)" if num_workers else ""
     size = sum(column.nbytes for column in source.columns.values())
     if on_devices is None:
         on_devices = not devices.any_process(not _fits(size, mesh))
     if not on_devices:
-        return _from_host(dataset, plans, 0)
+        return _from_host(dataset, plans, 0, unused)
     held: dict[str, Any] = {"columns": source.columns}
     if dataset.num_values:
         check_values(source.images, dataset.num_values)
         held["values"] = to_unit_range(np.arange(dataset.num_values, dtype=np.uint8), dataset.num_values)
-    return Feed(rows=plans, held=held, read=_from_held, words=f"on the devices, {size / 1e6:.3g} MB on each")
+    return Feed(rows=plans, held=held, read=_from_held, words=f"on the devices, {size / 1e6:.3g} MB on each{unused}")
 
 
 def _fits(size: int, mesh: Mesh) -> bool:
@@ -108,15 +141,17 @@ def _fits(size: int, mesh: Mesh) -> bool:
     return limit is not None and SHARE * size <= limit
 
 
-def _from_host(dataset: Dataset, plans: grain.MapDataset, num_workers: int) -> Feed:
+def _from_host(dataset: Dataset, plans: grain.MapDataset, num_workers: int, unused: str = "") -> Feed:
     """The Feed that reads images in this process, or in others."""
-    rows = plans.map(lambda plan: pipeline.read(plan, dataset))
+    rows = plans.map(partial(pipeline.read, dataset=dataset))
+    size = 4 * len(plans[0]["index"]) * math.prod(dataset.shape)
     if isinstance(dataset.source, MemorySource):
-        return Feed(rows=rows, words="in this process's memory, read ahead")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return Feed(rows=rows, size=size, words=f"in this process's memory, read ahead{unused}")
     if num_workers:
-        return Feed(rows=rows, workers=num_workers, words=f"on the disk, read ahead by {num_workers} processes")
-    return Feed(rows=rows, threads=cores, words=f"on the disk, read ahead in {cores} threads")
+        words = f"on the disk, read ahead by {num_workers} processes"
+        return Feed(rows=rows, size=size, workers=num_workers, words=words)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Feed(rows=rows, size=size, threads=cores, words=f"on the disk, read ahead in {cores} threads")
 
 
 def _from_held(held: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:

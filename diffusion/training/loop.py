@@ -19,7 +19,12 @@ Hook = Callable[[TrainState, int, dict[str, Any], bool], None]
 [updates of the dispatch, ...], are still on the devices; `last` says that no further update follows."""
 
 IN_FLIGHT = 8
-"""Programs dispatched ahead of the devices; some tens deadlock virtual CPU devices, and few already hide the host."""
+"""Updates dispatched ahead of the devices; some tens deadlock virtual CPU devices, and few already hide the host."""
+
+
+def in_flight(updates: int) -> int:
+    """Dispatches of so many updates that may wait for the devices: few, so that a signal is soon answered."""
+    return max(2, IN_FLIGHT // updates)
 
 
 def fit(
@@ -46,10 +51,10 @@ def fit(
         for i, rows in zip(starts, batches, strict=True):
             state, metrics = step(state, rows, key, held)
             waiting.append(metrics)
-            if len(waiting) > IN_FLIGHT:
+            if len(waiting) > in_flight(updates):
                 jax.block_until_ready(waiting.popleft())
             done = i + updates
-            last = done == num_steps or stop.wanted(i // updates)
+            last = done == num_steps or stop.wanted(i // updates, every=in_flight(updates))
             for hook in hooks:
                 hook(state, done, metrics, last)
             if last:
@@ -62,11 +67,11 @@ class Stop:
 
     received = False
 
-    def wanted(self, dispatch: int) -> bool:
-        """True when the run is to stop after this one; several processes agree on it every IN_FLIGHT dispatches."""
+    def wanted(self, dispatch: int, every: int) -> bool:
+        """True when the run is to stop after this one; several processes agree on it in every so many."""
         if jax.process_count() == 1:
             return self.received
-        return dispatch % IN_FLIGHT == 0 and devices.any_process(self.received)
+        return dispatch % every == 0 and devices.any_process(self.received)
 
 
 @contextlib.contextmanager

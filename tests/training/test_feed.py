@@ -109,6 +109,27 @@ def test_it_lies_on_the_devices_where_it_takes_a_small_share_of_them(monkeypatch
     assert not feed(SETS["8-bit"], MESH, on_devices=False, **LINE).held
 
 
+@pytest.mark.parametrize("on_devices", [True, False])
+def test_processes_that_would_have_nothing_to_do_are_named(on_devices):
+    words = feed(SETS["points"], MESH, on_devices=on_devices, num_workers=2, **LINE).words
+    assert words.endswith("(data.num_workers is for sets on the disk)")
+
+
+def test_the_host_reads_no_more_ahead_than_a_limit_of_bytes():
+    asked = []
+
+    def row(i):
+        asked.append(i)
+        return {"index": np.full(8, i)}
+
+    source = Feed(rows=grain.MapDataset.range(1000).map(row), threads=16, size=2**30)
+    with contextlib.closing(source.ahead(0, 1000, MESH)) as ahead:
+        next(ahead)
+        time.sleep(0.3)
+    assert len(asked) <= 1 + AHEAD + (2 + AHEAD) + 2 + 1  # on the devices, in the host's buffer, in its two threads
+    assert source.on_devices_ahead(MESH, 8, stacked=3) == (AHEAD + 8) * 3 * 2**30 // 8
+
+
 def test_what_cannot_be_is_refused():
     stored = SETS["8-bit"]
     on_disk = Dataset(OnDisk(stored), stored.shape, class_names=stored.class_names)
