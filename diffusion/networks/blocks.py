@@ -12,6 +12,9 @@ from diffusion.networks import resample
 from diffusion.networks.layers import Conv, Dense, Dtype, GroupNorm
 from diffusion.networks.text import Text
 
+_attention = jax.jit(jax.nn.dot_product_attention)
+"""Jitted, so that the layers of one shape are traced once."""
+
 
 @dataclass(frozen=True)
 class Style:
@@ -111,5 +114,5 @@ def _attended(style: Style, x: Array, text: Text | None = None) -> Array:
         for name, of in (("q", y), ("k", read), ("v", read))
     )
     mask = None if text is None else text.mask[:, None, None, :]
-    attended = jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(b, h * w, c)
+    attended = _attention(q, k, v, mask=mask).reshape(b, h * w, c)
     return style.joined(x, Dense(c, style.dtype, zero=True, name="out")(attended).reshape(x.shape))

@@ -1,5 +1,6 @@
 """Layers that the networks share. Computation in `dtype`, parameters and normalisation statistics in float32."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -11,8 +12,8 @@ from diffusion.networks.winograd import winograd_3x3
 
 Dtype = Any
 
-fan_avg_uniform = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
-"""DDPM's initialiser."""
+fan_avg_uniform = jax.jit(nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"), static_argnums=(1, 2))
+"""DDPM's initialiser. Jitted, as Linen traces it at every call of a layer, to compare shapes."""
 zeros = nn.initializers.zeros
 """For the last layer of each residual branch, which then starts as the identity (DDPM uses scale 1e-10)."""
 
@@ -65,18 +66,24 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", zeros, (channels,))
-        x = x.astype(jnp.float32)
-        mean, square = self._over_group(x.mean((1, 2))), self._over_group(jnp.square(x).mean((1, 2)))
-        factor = scale[None] * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + self.epsilon)
-        shift = bias[None] - mean * factor
-        return (x * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
+        return _group_normalised(x, scale, bias, self.epsilon).astype(self.dtype)
 
-    @staticmethod
-    def _over_group(per_channel: Array) -> Array:
-        """[batch, channels] -> the same shape, each value replaced by the mean of its group's."""
-        batch, channels = per_channel.shape
-        groups = num_groups(channels)
-        return jnp.repeat(per_channel.reshape(batch, groups, -1).mean(-1), channels // groups, axis=1)
+
+@functools.partial(jax.jit, static_argnums=3)  # the layers of one shape are traced once
+def _group_normalised(x: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    """The normalised x times scale plus bias, in float32."""
+    x = x.astype(jnp.float32)
+    mean, square = _over_group(x.mean((1, 2))), _over_group(jnp.square(x).mean((1, 2)))
+    factor = scale[None] * jax.lax.rsqrt(jnp.maximum(square - jnp.square(mean), 0) + epsilon)
+    shift = bias[None] - mean * factor
+    return x * factor[:, None, None] + shift[:, None, None]
+
+
+def _over_group(per_channel: Array) -> Array:
+    """[batch, channels] -> the same shape, each value replaced by the mean of its group's."""
+    batch, channels = per_channel.shape
+    groups = num_groups(channels)
+    return jnp.repeat(per_channel.reshape(batch, groups, -1).mean(-1), channels // groups, axis=1)
 
 
 class Conv(nn.Module):

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -31,7 +32,9 @@ def decay_at(decay: float, step: Any, warmup: bool) -> Any:
 
 def update(ema: Mapping[str, Params], params: Params, decays: Mapping[str, float], step: Any, warmup: bool) -> Any:
     """ema <- d ema + (1 - d) params for each decay d; step is the number of this update."""
-    return {
-        name: optax.incremental_update(params, average, 1 - decay_at(decays[name], step, warmup))
-        for name, average in ema.items()
-    }
+
+    def moved(average: Params, part: Any) -> Params:
+        one = jax.jit(lambda new, old: optax.incremental_update(new, old, part))  # arrays of one shape are traced once
+        return jax.tree.map(one, params, average)
+
+    return {name: moved(average, 1 - decay_at(decays[name], step, warmup)) for name, average in ema.items()}

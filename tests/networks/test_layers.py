@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.networks import layers
+from diffusion.networks import layers, winograd
 from diffusion.networks.layers import GroupNorm
 from diffusion.networks.unet import unet
 from diffusion.networks.winograd import winograd_3x3
@@ -70,6 +70,24 @@ def test_winograd_is_nearly_as_exact_as_float32_allows():
     error = (winograd_3x3(x, kernel) - exact) / exact.std()
     assert np.sqrt(np.square(error).mean()) < 2e-6
     assert np.abs(error).max() < 1e-5
+
+
+def test_layers_of_one_shape_are_traced_once(monkeypatch):
+    patches, called = winograd._patches, []
+    monkeypatch.setattr(winograd, "_patches", lambda x: called.append(1) or patches(x))
+
+    def traces(x, depth):
+        def network(kernel):
+            h = x
+            for _ in range(depth):
+                h = jnp.tanh(winograd_3x3(h, kernel))
+            return h.sum()
+
+        del called[:]
+        jax.make_jaxpr(jax.grad(network))(normal(2, 3, 3, 5, 5))
+        return len(called)
+
+    assert traces(normal(0, 1, 7, 6, 5), depth=5) == traces(normal(0, 1, 6, 7, 5), depth=2) > 0
 
 
 def test_the_network_is_the_same_function_with_either_convolution(monkeypatch):
