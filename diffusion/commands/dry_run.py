@@ -161,8 +161,8 @@ def _flops(job: Job) -> int:
 def _say_memory(memory: costs.Memory, limit: int | None) -> None:
     arguments, results, temporary, ahead = (quantity(value, "B") for value in memory)
     of = "" if limit is None else f" of {quantity(limit, 'B')}"
-    parts = f"state, data and batch {arguments}, results {results}, in between {temporary}, ahead {ahead}"
-    _row("memory", f"{quantity(memory.peak, 'B')}{of} on each device: {parts}")
+    _row("memory", f"{quantity(memory.peak, 'B')}{of} on each device")
+    _row("", f"state, data and batch {arguments}, results {results}, in between {temporary}, batches ahead {ahead}")
 
 
 class Speed(NamedTuple):
