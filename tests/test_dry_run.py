@@ -6,7 +6,6 @@ import importlib
 import io
 import json
 import re
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -192,10 +191,9 @@ class TestSeveralProcesses:
         module = importlib.import_module("diffusion.commands.dry_run")
         shared = tiny(training={"batch_size": 24})  # three processes can share it, and eight devices
         job = module.planned(shared, tmp_path / "run")
-        compiled = module.traced(job.run, job.mesh, job.target, job.feed, jax.random.key(0)).lower().compile()
-        step = SimpleNamespace(lower=lambda: SimpleNamespace(compile=lambda: compiled))
+        step = module.compiled(job.run, job.mesh, job.target, job.feed, jax.random.key(0))
         monkeypatch.setattr(module, "planned", lambda *given: job)
-        monkeypatch.setattr(module, "traced", lambda *given: step)
+        monkeypatch.setattr(module, "compiled", lambda *given: step)
         monkeypatch.setattr(module, "_flops", lambda *given: 1)
         monkeypatch.setattr(module, "_timed", options.get("timed", lambda *given: pytest.fail("nobody is to compute")))
         count = options.get("num_steps", 0)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from diffusion import build, devices, keys, workdir
 from diffusion.commands.console import Refused, duration, quantity, refused_together, say
-from diffusion.commands.train import Job, planned, standing, traced
+from diffusion.commands.train import Job, compiled, planned, standing, traced
 from diffusion.config import takes
 from diffusion.training import costs
 from diffusion.training import state as states
@@ -45,9 +45,9 @@ def dry_run(config: ConfigDict, folder: str | Path, *, num_steps: int = 10) -> N
     _say_data(job)
     _say_network(job)
     arithmetic = _say_arithmetic(job)
-    compiled, too_much = _compiled(job)
+    step, too_much = _compiled(job)
     if num_steps and not devices.any_process(too_much is not None):  # or those that fit would wait in the first step
-        _time(job, compiled, num_steps, arithmetic, max(config.training.num_steps - done, 0))
+        _time(job, step, num_steps, arithmetic, max(config.training.num_steps - done, 0))
     problems = [too_much, _check_disk(job, folder, moved)]
     if isinstance(job.run, build.Run) and job.run.sampler.nfe is not None:
         nfe = job.run.sampler.nfe(len(job.run.grid().h))
@@ -114,24 +114,24 @@ def _compiled(job: Job) -> tuple[Any, str | None]:
     """(the compiled step, what to change where it does not fit into this process's memory)."""
     key, start = jax.random.key(job.run.config.seed), time.perf_counter()
     try:
-        compiled = traced(job.run, job.mesh, job.target, job.feed, key).lower().compile()
+        step = compiled(job.run, job.mesh, job.target, job.feed, key)
     except jax.errors.JaxRuntimeError as error:
         return None, _advice_after(error, job)
     _row("", f"compiled in {duration(time.perf_counter() - start)}")
     updates = job.run.config.training.steps_per_dispatch
     waiting = job.feed.on_devices_ahead(job.mesh, in_flight(updates), stacked=updates)
-    memory, limit = costs.memory(compiled, waiting), devices.memory_limit(job.mesh.local_devices[0])
+    memory, limit = costs.memory(step, waiting), devices.memory_limit(job.mesh.local_devices[0])
     if memory is not None:
         _say_memory(memory, limit)
         if limit is not None and memory.peak > limit:
-            return compiled, _advice(job, _line(job, memory.peak, limit))
-    return compiled, None
+            return step, _advice(job, _line(job, memory.peak, limit))
+    return step, None
 
 
-def _time(job: Job, compiled: Any, num_steps: int, arithmetic: int, left: int) -> None:
+def _time(job: Job, step: Any, num_steps: int, arithmetic: int, left: int) -> None:
     """Says how long steps take; Refused, of this process alone, where a device has no memory for them."""
     try:
-        speed = _timed(job, compiled, num_steps)
+        speed = _timed(job, step, num_steps)
     except jax.errors.JaxRuntimeError as error:
         raise _refusal([_advice_after(error, job)]) from error
     _say_speed(speed, arithmetic, job, left)
@@ -177,7 +177,7 @@ class Speed(NamedTuple):
     row: dict[str, float]
 
 
-def _timed(job: Job, compiled: Any, num_steps: int) -> Speed:
+def _timed(job: Job, step: Any, num_steps: int) -> Speed:
     """The first steps of a new run, each dispatch waited for, the very first not timed. NonFiniteLoss is theirs."""
     key, updates = jax.random.key(job.run.config.seed), job.run.config.training.steps_per_dispatch
     state = states.create(job.run.new_state, keys.stream(key, "init"), job.mesh)
@@ -188,7 +188,7 @@ def _timed(job: Job, compiled: Any, num_steps: int) -> Speed:
         start = time.perf_counter()
         rows = jax.block_until_ready(job.feed.now(i * updates, job.mesh, stacked=updates))
         read = time.perf_counter()
-        state, found = compiled(state, rows, keys.stream(key, "train"), held)
+        state, found = step(state, rows, keys.stream(key, "train"), held)
         jax.block_until_ready((state, found))
         steps.append((time.perf_counter() - read) / updates)
         reads.append((read - start) / updates / job.feed.readers)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,7 +154,7 @@ def standing(job: Job, folder: Path) -> tuple[int, int]:
 
 
 def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Feed, key: jax.Array) -> Any:
-    """The updates of one dispatch as a program: traced(...).lower().compile() is what training calls.
+    """The updates of one dispatch as a program; `compiled` is what training calls.
 
     key: the run's own, of its seed.
     """
@@ -162,6 +163,21 @@ def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Fe
     step = make_train_step(run.loss, run.optimizer, run.ema_decays, **ways)
     program = compile_step(step, mesh, target, read=feed.read, updates=updates)
     return program.trace(target, feed.now(0, mesh, stacked=updates), keys.stream(key, "train"), feed.held)
+
+
+def compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Feed, key: jax.Array) -> Any:
+    """The program of one dispatch, compiled: (state, rows, key, held) -> (state, metrics).
+
+    Python's collector of garbage rests meanwhile: it would walk through a trace's objects, none of them garbage, again
+    and again.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return traced(run, mesh, target, feed, key).lower().compile()
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _make_folder(folder: Path, job: Job) -> None:
@@ -205,11 +221,11 @@ def _start(
 
 
 def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Feed, key: jax.Array) -> Any:
-    """The train step, compiled ahead for this state and feed."""
+    """The train step, compiled ahead for this state and feed; says how long that took."""
     start = time.perf_counter()
-    compiled = traced(run, mesh, target, feed, key).lower().compile()
+    step = compiled(run, mesh, target, feed, key)
     say(f"train step compiled in {time.perf_counter() - start:.1f} s")
-    return compiled
+    return step
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ import time, grain, jax, numpy as np
 from diffusion import build, devices
 from diffusion.config import config
 from diffusion.training import state as states
-from diffusion.commands.train import traced
+from diffusion.commands.train import compiled
 from diffusion.training.feed import Feed
 
 run = build.build(config(training={"num_steps": 1}), build.Facts((32, 32, 3), 256, ()))
@@ -31,7 +31,7 @@ mesh = devices.training_mesh()
 target = states.abstract(run.new_state, mesh)
 feed = Feed(rows=grain.MapDataset.source([{"image": np.zeros((8, 32, 32, 3), np.float32)}]))
 start = time.perf_counter()
-traced(run, mesh, target, feed, jax.random.key(0)).lower().compile()
+compiled(run, mesh, target, feed, jax.random.key(0))
 print(time.perf_counter() - start)
 """
 
@@ -82,7 +82,7 @@ def dispatches(turns, sizes=(1, 10, 100), num_steps=1000):
 
     from configs.toy_2d import get_config
     from diffusion import build, devices, keys
-    from diffusion.commands.train import traced
+    from diffusion.commands.train import compiled
     from diffusion.training import state as states
     from diffusion.training.loop import fit
 
@@ -94,7 +94,7 @@ def dispatches(turns, sizes=(1, 10, 100), num_steps=1000):
         config.training.steps_per_dispatch = updates
         run = build.build(config)
         target, feed = states.abstract(run.new_state, mesh), run.feed(mesh)
-        programs[updates] = run, feed, traced(run, mesh, target, feed, jax.random.key(0)).lower().compile()
+        programs[updates] = run, feed, compiled(run, mesh, target, feed, jax.random.key(0))
     for _ in range(turns):
         seconds = []
         for updates, (run, feed, step) in programs.items():
@@ -112,7 +112,7 @@ def overhead(turns, num_steps):
 
     from configs.ddpm_digits import get_config
     from diffusion import build, devices, keys
-    from diffusion.commands.train import traced
+    from diffusion.commands.train import compiled
     from diffusion.training import state as states
     from diffusion.training.checkpoint import Checkpoints
     from diffusion.training.hooks import Recorder, saver
@@ -125,7 +125,7 @@ def overhead(turns, num_steps):
     key = keys.stream(jax.random.key(0), "train")
     feed = run.feed(mesh)
     batch, held = feed.now(0, mesh), devices.put(feed.held, devices.replicated(mesh))
-    step = traced(run, mesh, target, feed, jax.random.key(0)).lower().compile()
+    step = compiled(run, mesh, target, feed, jax.random.key(0))
 
     def alone(state):
         start = time.perf_counter()
