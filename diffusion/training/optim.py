@@ -1,9 +1,7 @@
 """Optimizers: optax, with the few options that diffusion recipes differ in."""
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import jax
-import jax.numpy as jnp
 import optax
 
 Optimizer: TypeAlias = optax.GradientTransformation
@@ -25,7 +23,7 @@ def adam(
     clip_norm:    gradients are scaled down to this global norm (DDPM: 1); 0 is no clipping.
     """
     rate = _rate(learning_rate, warmup_steps, decay_steps)
-    return _clipped(_array_by_array(optax.adam(rate, b1, b2, eps)), clip_norm)
+    return _clipped(optax.adam(rate, b1, b2, eps), clip_norm)
 
 
 def adamw(
@@ -40,15 +38,7 @@ def adamw(
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2017); the other options as for `adam`."""
     rate = _rate(learning_rate, warmup_steps, decay_steps)
-    return _clipped(_array_by_array(optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay)), clip_norm)
-
-
-def norm(tree: Any) -> jax.Array:
-    """The root of the sum of the squares of all elements: a gradient's global norm."""
-    return jnp.sqrt(sum(_sum_of_squares(array) for array in jax.tree.leaves(tree)))
-
-
-_sum_of_squares = jax.jit(lambda array: jnp.square(array).sum())  # arrays of one shape are traced once
+    return _clipped(optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay), clip_norm)
 
 
 def _rate(learning_rate: float, warmup_steps: int, decay_steps: int | None) -> optax.Schedule:
@@ -69,31 +59,3 @@ def _clipped(optimizer: Optimizer, clip_norm: float) -> Optimizer:
     if clip_norm == 0:
         return optimizer
     return optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
-
-
-def _array_by_array(optimizer: Optimizer) -> Optimizer:
-    """The same optimizer, whose update of an array looks at no other, with arrays of one shape traced once.
-
-    A network has hundreds of arrays of a few dozen shapes. The state stays the optimizer's own: numbers for all arrays,
-    such as a count of updates, and trees like the parameters.
-    """
-    one = jax.jit(optimizer.update)
-
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        like: Any = jax.tree.structure(grads)
-
-        def each(part: Any) -> list[Any]:
-            return like.flatten_up_to(part) if of_arrays(part) else [part] * like.num_leaves
-
-        def of_arrays(part: Any) -> bool:
-            return bool(jax.tree.structure(part) == like)
-
-        parts = jax.tree.leaves(state, is_leaf=of_arrays)
-        whole: Any = jax.tree.structure(state, is_leaf=of_arrays)
-        states = [whole.unflatten(column) for column in zip(*map(each, parts), strict=True)]
-        moved = [one(*array) for array in zip(each(grads), states, each(params), strict=True)]
-        news = zip(*(whole.flatten_up_to(new) for _, new in moved), strict=True)
-        joined = [like.unflatten(new) if of_arrays(old) else new[0] for old, new in zip(parts, news, strict=True)]
-        return like.unflatten([change for change, _ in moved]), whole.unflatten(joined)
-
-    return optax.GradientTransformation(optimizer.init, update)

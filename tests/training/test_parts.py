@@ -69,24 +69,6 @@ class TestOptim:
         update, _ = optimizer.update(jnp.float32(0.0), optimizer.init(jnp.float32(2.0)), jnp.float32(2.0))
         assert float(update) == pytest.approx(-0.1 * 0.5 * 2.0)
 
-    @pytest.mark.parametrize(("name", "options"), [("adam", {}), ("adamw", {"weight_decay": 0.3})])
-    def test_array_by_array_is_optax_on_the_whole_tree(self, name, options):
-        ours = getattr(optim, name)(0.1, **options)
-        theirs = getattr(optax, name)(optax.constant_schedule(0.1), **options)
-        params = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((2, 2)), "d": -jnp.arange(3.0)}}
-        found = []
-        for optimizer in (ours, theirs):
-            state, moved = optimizer.init(params), params
-            for turn in range(3):
-                grads = jax.tree.map(lambda p, turn=turn: jnp.cos(p + turn), moved)
-                updates, state = optimizer.update(grads, state, moved)
-                moved = optax.apply_updates(moved, updates)
-            found.append((moved, state))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), *found)
-
-    def test_norm_is_of_all_elements_together(self):
-        assert float(optim.norm({"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([2.0, 4.0])})) == pytest.approx(5)
-
     @pytest.mark.parametrize(
         "options", [{"learning_rate": 0.0}, {"clip_norm": -1.0}, {"warmup_steps": 10, "decay_steps": 5}]
     )
