@@ -24,6 +24,7 @@ def get_config() -> ConfigDict:
         training={
             "num_steps": 3000,
             "batch_size": 256,
+            "steps_per_dispatch": 20,
             "log_every": 100,
             "checkpoint_every": 1000,
             "sample_every": 1000,
