@@ -59,7 +59,7 @@ def test_the_cifar10_recipe_is_the_published_one():
     full = importlib.import_module("configs.ddpm_cifar10").get_config()
     assert to_json(full) == {
         "seed": 0,
-        "data": {"name": "cifar10", "flip": True},
+        "data": {"name": "cifar10", "flip": True, "num_workers": 0},
         "schedule": {"name": "linear_beta"},
         "parameterization": {"name": "eps"},
         "levels": {"name": "uniform"},
@@ -95,7 +95,7 @@ def test_the_iddpm_recipe_is_the_published_one():
     plain = importlib.import_module("configs.ddpm_cifar10").get_config()
     different = {key: value for key, value in to_json(full).items() if value != to_json(plain)[key]}
     assert different == {
-        "data": {"name": "cifar10", "flip": False},
+        "data": {"name": "cifar10", "flip": False, "num_workers": 0},
         "schedule": {"name": "cosine_alpha_bar", "num_steps": 4000},
         "parameterization": {"name": "eps", "variance": "range"},
         "loss": to_json(plain)["loss"] | {"vlb_weight": 0.001},
