@@ -110,9 +110,9 @@ class Job(NamedTuple):
 
 def planned(config: ConfigDict, folder: Path) -> Job:
     """The training of this config in this folder; nothing is written. Refused: with what is wrong with either."""
-    training, evaluation, unguided = config.training, config.evaluation, config.copy_and_resolve_references()
-    unguided.guidance.guide = config.guidance.guide and ""
     with refused_together(), _refusing():
+        training, evaluation, unguided = config.training, config.evaluation, config.copy_and_resolve_references()
+        unguided.guidance.guide = config.guidance.guide and ""
         mesh = devices.training_mesh(config.mesh.fsdp)
         workdir.check(folder, to_json(config), to_json(default_config()))
         run = build.build(unguided)
