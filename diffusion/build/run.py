@@ -73,9 +73,8 @@ class Trainable:
 
     def batches(self, process_index: int = 0, process_count: int = 1) -> Any:
         """The endless training stream; [step] gives this process's rows of that step's batch."""
-        return pipeline.batches(
-            self._training_set, **self._line, process_index=process_index, process_count=process_count
-        )
+        hosts = {"process_index": process_index, "process_count": process_count}
+        return pipeline.batches(self._training_set, **self._line, **hosts)
 
     def feed(self, mesh: Mesh) -> Feed:
         """How the same batches reach the devices of the mesh: data.on_devices and data.num_workers decide."""

@@ -20,6 +20,7 @@ says which images a batch takes, for whoever holds the images already; `read` ta
 import sys
 import threading
 from functools import lru_cache, partial
+from typing import Any
 
 import grain
 import numpy as np
@@ -29,32 +30,16 @@ from diffusion.data.dataset import Dataset, MemorySource, Record, Source
 from diffusion.data.scaling import to_unit_range
 
 
-def batches(
-    dataset: Dataset,
-    *,
-    batch_size: int,
-    seed: int,
-    flip: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.MapDataset:
+def batches(dataset: Dataset, **line: Any) -> grain.MapDataset:
     """Returns an endless stream: `stream[step]` is this host's part of shuffled batch 0, 1, ...
 
     A batch is {"image": float32 [batch_size / process_count, h, w, c] in [-1, 1], "label": int32
     [...]}, without "label" in an unlabelled set. Batches cross the border between two epochs, so
     none is short and no image is left out; a batch larger than the data set is fine.
 
-    The arguments and errors are those of `plans`.
+    line: batch_size, seed, flip and hosts, as `plans` takes them; its errors are those of `plans`.
     """
-    planned = plans(
-        dataset,
-        batch_size=batch_size,
-        seed=seed,
-        flip=flip,
-        process_index=process_index,
-        process_count=process_count,
-    )
-    return planned.map(partial(read, dataset=dataset))
+    return plans(dataset, **line).map(partial(read, dataset=dataset))
 
 
 def plans(
