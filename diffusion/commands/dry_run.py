@@ -38,7 +38,7 @@ def dry_run(config: ConfigDict, folder: str | Path, *, num_steps: int = 10) -> N
         raise Refused(f"got num_steps={num_steps}, expected how many steps to time, or 0 to compile alone.")
     folder = Path(folder).expanduser()
     job = planned(config, folder)
-    done, moved = standing(job, folder)
+    done, damaged = standing(job, folder)
     _row(
         "run", f"{config.loss.name} on {job.mesh.size} x {jax.devices()[0].device_kind}; nothing is written to {folder}"
     )
@@ -48,7 +48,7 @@ def dry_run(config: ConfigDict, folder: str | Path, *, num_steps: int = 10) -> N
     step, too_much = _compiled(job)
     if num_steps and not devices.any_process(too_much is not None):  # or those that fit would wait in the first step
         _time(job, step, num_steps, arithmetic, max(config.training.num_steps - done, 0))
-    problems = [too_much, _check_disk(job, folder, moved)]
+    problems = [too_much, _check_disk(job, folder, len(damaged))]
     if isinstance(job.run, build.Run) and job.run.sampler.nfe is not None:
         nfe = job.run.sampler.nfe(len(job.run.grid().h))
         _row("sampling", f"{nfe:,} evaluations of the network for a batch of samples ({config.sampler.name})")

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,14 +38,15 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     """
     folder = Path(folder).expanduser()
     job = planned(config, folder)
-    _make_folder(folder, job)
+    _, damaged = standing(job, folder)
+    _make_folder(folder, job, len(damaged))
     run, mesh, feed, target, shown, watched = job
     num_params = states.num_elements(target.params)
     say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}{_shares(target, mesh)}")
     say(f"data: {feed.words}")
     training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
     key = jax.random.key(config.seed)
-    with _open(folder, training.keep_checkpoints, about, watched) as checkpoints:
+    with _open(folder, training.keep_checkpoints, about, watched, damaged) as checkpoints:
         state = _start(run, checkpoints, target, key, mesh)
         first_step = int(state.step)
         if first_step >= training.num_steps:
@@ -136,8 +137,8 @@ def _refusing() -> Iterator[None]:
         raise Refused(str(error)) from error
 
 
-def standing(job: Job, folder: Path) -> tuple[int, int]:
-    """(updates that the run has done, damaged checkpoints that training will move out of its way).
+def standing(job: Job, folder: Path) -> tuple[int, Mapping[int, str]]:
+    """(updates that the run has done, the damaged checkpoints that training will move out of its way).
 
     Refused: where nothing is left to go on from, or training cannot go on from there as it is asked to.
     """
@@ -150,7 +151,7 @@ def standing(job: Job, folder: Path) -> tuple[int, int]:
             f"training.steps_per_dispatch is {updates}, but the run stands at step {done}, which is no multiple of it; "
             "continue with training.steps_per_dispatch=1."
         )
-    return done, len(damaged)
+    return done, damaged
 
 
 def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Feed, key: jax.Array) -> Any:
@@ -180,11 +181,10 @@ def compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: 
             gc.enable()
 
 
-def _make_folder(folder: Path, job: Job) -> None:
-    """Makes the run's folder, if the disk has room for it and not all that it holds is damaged; Refused if not."""
-    _, moved = standing(job, folder)
+def _make_folder(folder: Path, job: Job, damaged: int) -> None:
+    """Makes the run's folder, if the disk has room for it; Refused if not. damaged: `workdir.space`."""
     with refused_together(), _refusing():
-        workdir.check_space(folder, states.num_bytes(job.target), job.kept, moved)
+        workdir.check_space(folder, states.num_bytes(job.target), job.kept, damaged)
         folder.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
             workdir.write(folder, "config.json", to_json(job.run.config))
@@ -192,11 +192,13 @@ def _make_folder(folder: Path, job: Job) -> None:
             (folder / "samples").mkdir(exist_ok=True)
 
 
-def _open(folder: Path, keep: int, about: dict[str, Any], watched: Watch | None) -> Checkpoints:
-    """The run's checkpoints; Refused where all of them are damaged."""
+def _open(
+    folder: Path, keep: int, about: dict[str, Any], watched: Watch | None, damaged: Mapping[int, str]
+) -> Checkpoints:
+    """The run's checkpoints, damaged ones out of the way; Refused where the folder cannot be used."""
     with _refusing():
         measured = "" if watched is None else watched.measured
-        return Checkpoints(folder / "checkpoints", keep=keep, measured=measured, about=about)
+        return Checkpoints(folder / "checkpoints", keep=keep, measured=measured, about=about, damaged=damaged)
 
 
 def _shares(target: TrainState, mesh: Mesh) -> str:

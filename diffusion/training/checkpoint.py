@@ -35,20 +35,28 @@ class Checkpoints:
 
     folder: where the steps lie. keep: how many of the newest ones are kept, and beside them the one with the lowest
     score. measured: how scores are measured, in a word; only those of the same word compare, and "" is the word of the
-    newest score there is. about: what is stored beside each state (config, versions, commit), as JSON.
+    newest score there is. about: what is stored beside each state (config, versions, commit), as JSON. damaged: what
+    `soundness.unsound` has said of the folder; None asks it, which reads whole checkpoints.
 
     Damaged checkpoints are moved aside with a warning, so that training goes on from the one before and the best is a
     sound one (`unsound` says which are looked at). ValueError where all are damaged: then nothing is moved.
     """
 
     def __init__(
-        self, folder: Path, *, keep: int = 3, measured: str = "", about: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        *,
+        keep: int = 3,
+        measured: str = "",
+        about: Mapping[str, Any] | None = None,
+        damaged: Mapping[int, str] | None = None,
     ) -> None:
         _quieten_orbax()
         self.folder = Path(folder).resolve()
         self.about = dict(about or {}) | {"digests": digests.NAME}
         self._saving, self._bytes = 0, 0
-        devices.on_first_process(lambda: soundness.set_damaged_aside(self.folder))
+        unsound = soundness.unsound(self.folder) if damaged is None else damaged
+        devices.on_first_process(lambda: soundness.move_aside(self.folder, unsound))
         self._measured = measured or devices.on_first_process(lambda: soundness.last_measured(self.folder))
         # folders are made before a save returns: where that fails in a thread, other threads wait for it for 20 minutes
         options = ocp.CheckpointManagerOptions(
@@ -115,7 +123,7 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             state, failure = self._try(step, item)
             if not devices.any_process(failure is not None):
-                devices.on_first_process(functools.partial(soundness.move_aside, self.folder, damaged, step))
+                devices.on_first_process(functools.partial(soundness.move_aside, self.folder, damaged))
                 self._manager.reload()
                 return TrainState(**state)
             has_digests = devices.of_first_process((self.folder / str(step) / digests.NAME).exists())

@@ -114,11 +114,10 @@ def unsound(folder: Path) -> dict[int, str]:
     were sound. Arrays of others are not read: nobody asks for them unless by their step. The first process reads (the
     newest and the best whole), all are told. ValueError where there are checkpoints and none is sound.
     """
-    return devices.on_first_process(lambda: _unsound(Path(folder))[1])
+    return devices.on_first_process(lambda: _unsound(Path(folder)))
 
 
-def _unsound(folder: Path) -> tuple[int | None, dict[int, str]]:
-    """(the newest sound step, what `unsound` says)."""
+def _unsound(folder: Path) -> dict[int, str]:
     steps = workdir.steps_in(folder)
     found, damaged = _newest_sound(folder, steps)
     if steps and found is None:
@@ -133,22 +132,16 @@ def _unsound(folder: Path) -> tuple[int | None, dict[int, str]]:
         while (best := _best(scores, measured)) not in (None, found) and (wrong := _damage(folder / str(best))):
             damaged[best] = wrong
             del scores[best]
-    return found, damaged
+    return damaged
 
 
-def set_damaged_aside(folder: Path) -> None:
-    """Moves the unsound ones out of the way; ValueError where none is sound, and then nothing is moved."""
-    found, damaged = _unsound(folder)
-    if found is not None:
-        move_aside(folder, damaged, found)
-
-
-def move_aside(folder: Path, damaged: Mapping[int, str], found: int) -> None:
+def move_aside(folder: Path, damaged: Mapping[int, str]) -> None:
     """Renames damaged checkpoints, with a warning that names each, and the one that training goes on from."""
     for step in damaged:
         taken = len(list(folder.glob(f"damaged_{step}*")))
         os.rename(folder / str(step), folder / (f"damaged_{step}_{taken + 1}" if taken else f"damaged_{step}"))
     if damaged:
+        found = max(workdir.steps_in(folder))
         warnings.warn(f"{_list(folder, damaged)} Moved to damaged_*; training goes on from step {found}.", stacklevel=2)
 
 
