@@ -152,7 +152,7 @@ def _estimate(denoise: Denoiser, trace: Callable[[Any], Any]) -> Estimate:
     """The denoiser in the coordinates y, with its trace.
 
     Reverse mode costs what forward mode does (the gradients of parameters are not asked for), needs a training step's
-    memory, and goes through every network: Winograd's layers have a rule for it alone.
+    memory, and goes through every network that can be trained, whose layers may have a rule for it alone.
     """
 
     def estimate(y: Any, level: NoiseLevel) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion.networks.winograd import winograd_3x3
+from diffusion.networks.convolution import convolve
 
 Dtype = Any
 
@@ -107,7 +107,7 @@ class Conv(nn.Module):
             feature_group_count=self.groups,
             dtype=self.dtype,
             kernel_init=zeros if self.zero else fan_avg_uniform,
-            conv_general_dilated=_convolve,
+            conv_general_dilated=convolve,
         )(x)
 
 
@@ -160,18 +160,3 @@ class LevelEmbedding(nn.Module):
         if pooled is not None:
             emb += Dense(self.width, self.dtype, zero=True, name="text")(pooled)
         return emb
-
-
-def _convolve(x: Array, kernel: Array, strides: Any, padding: Any, **options: Any) -> Array:
-    """`lax.conv_general_dilated`, or Winograd's algorithm where it is the faster: wide 3x3 layers on CPUs.
-
-    cuDNN chooses among such algorithms by itself; XLA's CPU convolution has only the direct one. Too few channels,
-    and the transforms of the image cost more than the products save; too many for so few pixels, and those of the
-    kernel do. The choice does not look at the batch size, so a sample stays the same in every batch.
-    """
-    plain = kernel.shape[:2] == (3, 3) and set(strides) == {1} and padding == "SAME"
-    plain = plain and options["feature_group_count"] == 1
-    pays = 64 <= min(kernel.shape[2:]) <= 4 * x.shape[1] * x.shape[2]
-    if plain and pays and x.dtype == jnp.float32 and jax.default_backend() == "cpu":
-        return winograd_3x3(x, kernel)
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from diffusion.networks.bilinear import bilinear
+
 TILE, PATCH = 4, 6
 _AT_POINTS = np.vander([0, 0.75, -0.75, 1.5, -1.5], PATCH, increasing=True)  # the sixth point is infinity:
 _AT_POINTS = np.vstack([_AT_POINTS, np.eye(PATCH)[-1]])  # there a polynomial's value is its leading coefficient
@@ -39,29 +41,24 @@ def winograd_3x3(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) ->
     Any h and w; the error is about 1e-6 of the result's standard deviation, 1e-5 at its largest. Jitted, so that a
     network's layers of one shape are traced once, gradient included; XLA inlines them.
     """
-    return _convolved(x, kernel)
+    return bilinear(_convolved, _of_image, _of_kernel)(x, kernel)
 
 
-@jax.custom_vjp
 def _convolved(x: Array, kernel: Array) -> Array:
     products = jnp.einsum("ntc,ncd->ntd", _patches(x), _times(_OF_KERNEL, kernel.reshape(9, *kernel.shape[2:])))
     return _image(products, x.shape)
 
 
-def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _convolved(x, kernel), (x, kernel)
-
-
-def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    """The gradient of x is a convolution with the turned kernel; the kernel's comes from the same products."""
-    x, kernel = saved
+def _of_image(grad: Array, kernel: Array) -> Array:
+    """The gradient of x: grad's convolution with the turned kernel."""
     turned = _times(_OF_KERNEL[:, ::-1], kernel.reshape(9, *kernel.shape[2:]))
-    of_x = _image(jnp.einsum("ntd,ncd->ntc", _patches(grad), turned), x.shape)
+    return _image(jnp.einsum("ntd,ncd->ntc", _patches(grad), turned), grad.shape)
+
+
+def _of_kernel(x: Array, grad: Array) -> Array:
+    """The gradient of the kernel, from the same products."""
     products = jnp.einsum("ntc,ntd->ncd", _patches(x), _times(_OF_OUTPUT.T, _tiles(grad)))
-    return of_x, _times(_OF_KERNEL.T, products).reshape(kernel.shape)
-
-
-_convolved.defvjp(_forward, _backward)
+    return _times(_OF_KERNEL.T, products).reshape(3, 3, x.shape[-1], grad.shape[-1])
 
 
 def _times(matrix: np.ndarray, x: Array) -> Any:
