@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion.networks import resample
-from diffusion.networks.layers import Conv, Dense, Dtype, GroupNorm
+from diffusion.networks.layers import Conv, Dense, Dtype, GroupNorm, dropped
 from diffusion.networks.text import Text
 
 _attention = jax.jit(jax.nn.dot_product_attention)
@@ -66,7 +66,7 @@ class Block(nn.Module):
             h = GroupNorm(dtype)(h) * (1 + scale) + shift
         else:
             h = GroupNorm(dtype)(h + told)
-        h = nn.Dropout(style.dropout, deterministic=not train)(nn.swish(h))
+        h = dropped(nn.Dropout(style.dropout, deterministic=not train), nn.swish(h))
         h = self._conv(h, zero=True)
         if x.shape[-1] != self.channels or (style.project_resampled and self.resize is not None):
             x = Dense(self.channels, dtype)(x)

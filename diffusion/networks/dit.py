@@ -1,5 +1,6 @@
 """The Diffusion Transformer with adaLN-Zero (Peebles & Xie 2022, arXiv:2212.09748, section 3 and figure 3)."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion.networks.layers import Dense, Dtype, LevelEmbedding, with_estimate
+from diffusion.networks.layers import Dense, Dtype, LevelEmbedding, dropped, with_estimate
 from diffusion.networks.network import Inputs, Network, check_dropout, from_linen, near_sizes, one_of
 from diffusion.networks.remat import check as check_remat
 from diffusion.networks.remat import rematted
@@ -176,7 +177,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, emb: Array, train: bool) -> Array:
         channels = x.shape[-1]
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = functools.partial(dropped, nn.Dropout(self.dropout, deterministic=not train))
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = _modulation(6, channels, self.dtype, emb)
         attention = Attention(self.num_heads, self.dtype, name="attention")
         x += gate * drop(attention(_modulated_norm(x, shift, scale)))

@@ -72,14 +72,17 @@ def _grid(h: int, w: int) -> tuple[int, int]:
 
 
 def _patches(x: Array) -> Array:
-    """[b, h, w, c] -> [36, tiles, c]: the 6x6 patches that overlap by 2, with their side of the product applied."""
+    """[b, h, w, c] -> [36, tiles, c]: the 6x6 patches that overlap by 2, with their side of the product applied.
+
+    Wherever axes are made one, the batch comes first, so that a batch split over devices stays split.
+    """
     b, h, w, c = x.shape
     rows, cols = _grid(h, w)
     x = jnp.pad(x, ((0, 0), (1, rows * TILE - h + 1), (1, cols * TILE - w + 1), (0, 0)))
-    for n in (cols, rows):  # w first; each turn puts an axis of 6 in front, so h is at 2 in the second one
+    for n in (cols, rows):  # w first; each turn puts an axis of 6 behind b, so h is at 2 in the second one
         x = jnp.stack([x[:, :, i : i + (n - 1) * TILE + 1 : TILE] for i in range(PATCH)])
-        x = _times(_OF_PATCH, x)
-    return x.reshape(PATCH**2, b * rows * cols, c)
+        x = _times(_OF_PATCH, x).swapaxes(0, 1)
+    return jnp.moveaxis(x, 0, 2).reshape(PATCH**2, b * rows * cols, c)
 
 
 def _tiles(x: Array) -> Array:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion.networks import convolution, winograd
 from diffusion.networks.convolution import direct
@@ -91,6 +92,21 @@ def test_what_is_not_asked_for_costs_nothing(asked):
     arrays = normal(0, 2, 8, 8, 3), normal(1, 3, 3, 3, 4)
     once = flops(jax.make_jaxpr(cost)(*arrays))
     assert flops(jax.make_jaxpr(jax.grad(cost, asked))(*arrays)) == (1 + len(asked)) * once > 0
+
+
+def test_a_batch_split_over_devices_stays_split():
+    """Each device transforms its own images; what they tell each other is the kernel's gradient alone."""
+    x, kernel = normal(0, 16, 9, 6, 4), normal(1, 3, 3, 4, 5)
+    split = jax.device_put(x, NamedSharding(Mesh(jax.devices(), "data"), PartitionSpec("data")))
+
+    def both(x, kernel):
+        y, back = jax.vjp(winograd_3x3, x, kernel)
+        return y, *back(jnp.tanh(y))
+
+    program = jax.jit(both).lower(split, kernel).compile()
+    exchanged = re.findall(r" (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", program.as_text())
+    assert exchanged == ["all-reduce"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), program(split, kernel), both(x, kernel))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tpu"])

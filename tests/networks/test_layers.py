@@ -20,6 +20,13 @@ def value_and_gradients(f, cotangent, *args):
     return jax.jit(both)(cotangent, *args)
 
 
+def test_a_mask_drawn_as_one_row_is_the_mask_of_flax():
+    x, dropout, rngs = normal(0, 3, 4, 6, 5), nn.Dropout(0.3, deterministic=False), {"dropout": jax.random.key(1)}
+    got = nn.apply(layers.dropped, dropout)({}, x, rngs=rngs)
+    np.testing.assert_array_equal(got, dropout.apply({}, x, rngs=rngs))
+    assert 0.1 < np.mean(got == 0) < 0.5
+
+
 @pytest.mark.parametrize("channels", [6, 32, 96])
 def test_group_norm_equals_flax_in_value_and_gradient(channels):
     x, g = 3 * normal(0, 2, 4, 6, channels) + 1, normal(1, 2, 4, 6, channels)
