@@ -22,7 +22,7 @@ def bilinear(product: Product, of_left: Product, of_right: Product) -> Product:
 
     def along(values: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
         left, right = values
-        out = differentiable(left, right)
+        out = product(left, right)  # itself, not the rule again, into which a policy of `jax.checkpoint` does not look
         formulas = (lambda grad: of_left(grad, right), lambda grad: of_right(left, grad))
         parts = [
             jax.linear_transpose(formula, out)(tangent)[0]

@@ -10,6 +10,7 @@ import pytest
 from diffusion.networks.dit import dit
 from diffusion.networks.network import Inputs
 from diffusion.networks.unet import unet
+from diffusion.training.costs import flops
 
 WAYS = {
     "unet": lambda remat: unet(
@@ -71,6 +72,16 @@ def test_loss_gradient_and_names_are_those_without(name, remat):
 def test_a_whole_block_remembers_less_than_its_products_and_those_less_than_everything():
     residuals = [remembered(kind) for kind in ("block", "elementwise", "none")]
     assert residuals[0] < 0.8 * residuals[1] < 0.8**2 * residuals[2]
+
+
+@pytest.mark.parametrize("channels", [8, 64])  # direct convolutions, Winograd's
+def test_elementwise_computes_no_product_again(channels):
+    def products(remat):
+        network = unet((8, 8, 1), channels, (1, 2), num_blocks=1, attention_resolutions=(), remat=remat)
+        params = jax.eval_shape(network.init, jax.random.key(0))
+        return flops(jax.make_jaxpr(jax.grad(lambda p: network.apply(p, X, 0.5, cond={}).sum()))(params))
+
+    assert products("none") == products("elementwise") < products("block")
 
 
 def remembered(remat):
