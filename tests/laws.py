@@ -41,6 +41,21 @@ def random_params(network, scale=0.1):
     return noisy(jax.tree.map(np.float32, made), scale)
 
 
+def normal(seed: int, *shape: int) -> jax.Array:
+    """Standard normal numbers."""
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def value_and_gradients(f, cotangent, *args):
+    """(f(*args), the cotangent taken back to each argument), compiled as one program."""
+
+    def both(cotangent, *args):
+        value, pullback = jax.vjp(f, *args)
+        return value, *pullback(cotangent)
+
+    return jax.jit(both)(cotangent, *args)
+
+
 def ddpm_tables(betas):
     betas = np.concatenate([[0.0], np.asarray(betas, np.float64)])
     alpha_bar = np.cumprod(1 - betas)

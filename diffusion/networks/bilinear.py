@@ -16,9 +16,9 @@ def bilinear(product: Product, of_left: Product, of_right: Product) -> Product:
 
     Forward mode needs the product itself along each tangent. It is had by transposing the formula, which reverse mode
     transposes once more, and so gets the formula back as it was written: both modes work, in any order, and under vmap.
-    (A rule for reverse mode alone, `jax.custom_vjp`, would refuse forward mode.)
+    (A rule for reverse mode alone, `jax.custom_vjp`, would refuse forward mode.) Derivatives of these gradients are
+    those of the formulas and of the product as they are written, as JAX finds them.
     """
-    differentiable = jax.custom_jvp(product)
 
     def along(values: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Any, Any]:
         left, right = values
@@ -31,5 +31,6 @@ def bilinear(product: Product, of_left: Product, of_right: Product) -> Product:
         ]
         return out, sum(parts[1:], start=parts[0])
 
+    differentiable = jax.custom_jvp(product)
     differentiable.defjvp(along, symbolic_zeros=True)
     return differentiable

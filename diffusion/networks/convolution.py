@@ -46,7 +46,7 @@ def direct(
 
     XLA's library for CPUs takes a convolution whose axes lie as [batch, h, w, channels] and [h, w, in, out]. Those of a
     gradient lie otherwise, and XLA turns them, but outside of loops only; in the body of a scan a loop of its own
-    takes 10 to 50 times as long (jax issue 12868). So here they are turned before.
+    takes many times as long (jax issue 12868). So here they are turned before.
     """
     return bilinear(
         lambda x, kernel: lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=_NHWC),

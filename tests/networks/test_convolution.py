@@ -12,23 +12,11 @@ from diffusion.networks.convolution import direct
 from diffusion.networks.unet import unet
 from diffusion.networks.winograd import winograd_3x3
 from diffusion.training.costs import flops
-from tests.laws import random_params
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
+from tests.laws import normal, random_params, value_and_gradients
 
 
 def plain(x, kernel, strides=(1, 1), pads="SAME"):
     return lax.conv_general_dilated(x, kernel, strides, pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-
-def value_and_gradients(f, cotangent, *args):
-    def both(cotangent, *args):
-        value, pullback = jax.vjp(f, *args)
-        return value, *pullback(cotangent)
-
-    return jax.jit(both)(cotangent, *args)
 
 
 def relative_error(got, expected):
@@ -111,7 +99,7 @@ def test_a_batch_split_over_devices_stays_split():
 
 @pytest.mark.parametrize("backend", ["cpu", "tpu"])
 def test_in_a_loop_every_convolution_has_the_order_of_axes_that_the_cpu_is_fast_in(monkeypatch, backend):
-    """XLA turns the others outside of loops only; their own loops take 10 to 50 times as long (jax issue 12868)."""
+    """XLA turns the others outside of loops only; their own loops take many times as long (jax issue 12868)."""
     network = unet((8, 8, 3), channels=8, channel_mults=(1, 2), num_blocks=1, attention_resolutions=())
     params = random_params(network, scale=0.02)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)

@@ -11,14 +11,10 @@ from diffusion.networks import dit as module
 from diffusion.networks.dit import dit, patchify, position_table, unpatchify
 from diffusion.networks.network import Inputs
 from diffusion.networks.transformer import Attention
-from tests.laws import random_params
+from tests.laws import normal, random_params
 from tests.networks.test_networks import SMALL, compiled, size
 
 SMALL = SMALL["dit"]
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def test_xl_2_has_the_published_number_of_parameters():

@@ -6,18 +6,7 @@ import pytest
 
 from diffusion.networks import layers
 from diffusion.networks.layers import GroupNorm
-
-
-def normal(seed: int, *shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape)
-
-
-def value_and_gradients(f, cotangent, *args):
-    def both(cotangent, *args):
-        value, pullback = jax.vjp(f, *args)
-        return value, *pullback(cotangent)
-
-    return jax.jit(both)(cotangent, *args)
+from tests.laws import normal, value_and_gradients
 
 
 def test_a_mask_drawn_as_one_row_is_the_mask_of_flax():
