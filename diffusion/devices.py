@@ -254,6 +254,8 @@ def start_processes(
     """
     address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
     try:
+        if address is not None and not address.rpartition(":")[2].isdigit():
+            raise ValueError(f"the address {address!r} names no port")
         count = os.environ.get("JAX_NUM_PROCESSES") if num_processes is None else num_processes
         own = os.environ.get("JAX_PROCESS_ID") if process_id is None else process_id
         jax.distributed.initialize(address, None if count is None else int(count), None if own is None else int(own))

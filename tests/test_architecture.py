@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 RANKS = [
-    {"types", "keys", "lookup", "devices", "workdir", "provenance", "flags", "torch_file", "evaluations"},
+    {"types", "keys", "lookup", "devices", "workdir", "locks", "provenance", "flags", "torch_file", "evaluations"},
     {"paths", "augment"},
     {"schedules", "gaussian", "decoder", "networks", "data", "metrics"},
     {"parameterization", "levels", "guidance", "points", "sde", "ode", "conditions", "learned_schedules"},

@@ -142,6 +142,7 @@ def test_processes_that_read_leave_signals_to_the_training_and_end_with_it(tmp_p
         (["--mode=report", "--num_steps=50"], "--num_steps is for --mode=sample"),
         (["--config=configs/ddpm_digits.py", "--config.seed=3", "--mode=report"], "nothing can"),
         (["--config=configs/ddpm_digits.py", "--distributed"], "--distributed found no cluster"),
+        (["--config=configs/ddpm_digits.py", "--distributed", "--coordinator_address=host"], "'host' names no port"),
         (["--config=configs/ddpm_digits.py", "--process_id=0"], "--process_id is for --distributed"),
         ([], "training needs a config"),
         (["--sweep=experiments/schedules_objectives/sweep.py", "--index=6"], "has the points 0 to 5"),

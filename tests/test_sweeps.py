@@ -267,6 +267,13 @@ class TestLocalLauncher:
             once = f"test -e {tmp_path}/tried || {{ touch {tmp_path}/tried; echo the disk was full; exit 7; }}; "
             return shell(once * (point.number == 1) + finish)
 
+        def refused(point, file, base):  # as where another launcher trains it, and finishes it meanwhile
+            return shell(f"cp -r {tmp_path}/ready/{point.name}/. {base / point.name}; exit 2")
+
+        monkeypatch.setattr(module, "_command", refused)
+        with pytest.raises(commands.Failed):
+            commands.sweep(file, tmp_path / "others", launch="local")
+        assert kinds(points, tmp_path / "others") == ["done"] * 3
         monkeypatch.setattr(module, "_command", command)
         with pytest.raises(commands.Failed, match=r"(?s)1 of 3 points failed.*001/log.txt ends\n    the disk was full"):
             commands.sweep(file, base, launch="local")
@@ -334,6 +341,14 @@ class TestSlurm:
         assert [path.name for path in pickles] == ["7_0_submitted.pkl", "7_1_submitted.pkl"]
         indices = [flag for path in pickles for flag in (b"--index=0", b"--index=2") if flag in path.read_bytes()]
         assert indices == [b"--index=0", b"--index=2"]
+        (tmp_path / "bin/sbatch").write_text("#!/bin/sh\necho invalid partition specified >&2; exit 1\n")
+        with pytest.raises(commands.Refused, match="--launch=slurm: .*invalid partition"):
+            commands.sweep(file, base, launch="slurm")
+
+    def test_options_are_numbers_where_they_look_like_it(self):
+        given = ["partition=gpu", "gpus_per_node=1", "mem_gb=0.5"]
+        assert slurm.options(given) == {"partition": "gpu", "gpus_per_node": 1, "mem_gb": 0.5}
+        assert type(slurm.options(given)["gpus_per_node"]) is int
 
     def test_what_is_missing_or_unknown_is_said(self, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="Unknown argument 'partitoin'"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from diffusion import sweeps
-from diffusion.commands.console import Failed, Refused
+from diffusion.commands.console import Failed, Refused, refused_together
 from diffusion.commands.train import train
 from diffusion.sweeps import Point, folders, local, slurm
 
@@ -78,22 +78,25 @@ def _line(point: Point, state: folders.State) -> str:
 def _train(point: Point, base: Path) -> bool:
     """Trains the point, and writes down how that ended."""
     folder = base / point.name
-    if jax.process_index() > 0:
-        return train(point.config, folder)
+    writes = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(folders.held(folder))
-            folders.record(point, base, None)
-        except (ValueError, OSError) as error:
-            raise Refused(str(error)) from error
+        with refused_together():
+            try:
+                if writes:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(folders.held(folder))
+                    folders.record(point, base, None)
+            except (ValueError, OSError) as error:
+                raise Refused(str(error)) from error
         try:
             done = train(point.config, folder)
         except Exception as error:
             with contextlib.suppress(OSError):  # a full disk has no room for this either, and its own words matter
-                folders.record(point, base, "failed", f"{type(error).__name__}: {error}")
+                if writes:
+                    folders.record(point, base, "failed", f"{type(error).__name__}: {error}")
             raise
-        folders.record(point, base, "done" if done else "stopped")
+        if writes:
+            folders.record(point, base, "done" if done else "stopped")
     return done
 
 
@@ -108,7 +111,7 @@ def _locally(todo: Sequence[Point], file: str | Path, base: Path, at_once: int) 
     ended = local.run([local.Job(p.name, _command(p, file, base), logs[p.name]) for p in todo], at_once)
     failed = [point for point in todo if ended.get(point.name, 0) not in (0, local.STOPPED)]
     for point in failed:
-        if folders.state(point, base, [point]).kind not in ("failed", "running"):  # it died without a word
+        if folders.state(point, base, [point]).kind in ("begun", "not begun"):  # it died without a word
             folders.record(point, base, "failed", f"exit status {ended[point.name]}")
     if failed:
         lines = [f"{len(failed)} of {len(todo)} points failed; the same command trains them again, or each alone:"]
@@ -120,7 +123,7 @@ def _locally(todo: Sequence[Point], file: str | Path, base: Path, at_once: int) 
 
 
 def _submitted(
-    todo: Sequence[Point], file: str | Path, base: Path, at_once: int | None, options: dict[str, int | str]
+    todo: Sequence[Point], file: str | Path, base: Path, at_once: int | None, options: dict[str, int | float | str]
 ) -> bool:
     """Hands the points to Slurm."""
     if not todo:

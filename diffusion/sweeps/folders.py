@@ -12,12 +12,11 @@ which point a folder holds.
 
 import contextlib
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from diffusion import workdir
+from diffusion import locks, workdir
 from diffusion.config import config as default_config
 from diffusion.config import to_json
 from diffusion.sweeps.points import Point, words
@@ -42,7 +41,7 @@ def state(point: Point, base: Path, points: Sequence[Point]) -> State:
     saved = steps[-1] if steps else 0
     if why := clash(point, base, points):
         return State("another point", saved, why)
-    if _is_held(folder):
+    if locks.is_held(folder / LOCK):
         return State("running", saved)
     there = _read(folder)
     if there is None or (not steps and _identity(there) != _identity(_record(point))):
@@ -76,38 +75,9 @@ def clash(point: Point, base: Path, points: Sequence[Point]) -> str:
     return f"{folder} holds another run than point {point.number} ({point.words}){was}. {keys}."
 
 
-@contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Keeps the folder for this process; ValueError where another one trains the point."""
-    with open(folder / LOCK, "a") as file:
-        for attempt in range(10):  # a question whether it is held holds it for a moment
-            if _lock(file):
-                break
-            if attempt == 9:
-                raise ValueError(f"{folder} is being trained by another process; wait for it, or stop it first.")
-            time.sleep(0.1)
-        yield
-
-
-def _is_held(folder: Path) -> bool:
-    try:
-        with open(folder / LOCK) as file:
-            return not _lock(file)
-    except OSError:
-        return False
-
-
-def _lock(file: Any) -> bool:
-    """Whether this process has the lock now; a file system without locks (or Windows) gives it to everybody."""
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        pass
-    return True
+    return locks.held(folder / LOCK)
 
 
 def record(point: Point, base: Path, ended: Ending | None, why: str = "") -> None:

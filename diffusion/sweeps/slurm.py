@@ -1,5 +1,6 @@
 """Many commands as one Slurm array, through submitit, an optional dependency that is imported only here."""
 
+import contextlib
 import os
 import shlex
 import signal
@@ -54,7 +55,7 @@ class Stoppable:
 def submit(
     commands: Sequence[Sequence[str]],
     folder: Path,
-    options: Mapping[str, int | str],
+    options: Mapping[str, int | float | str],
     *,
     name: str,
     at_once: int | None = None,
@@ -78,10 +79,11 @@ def submit(
         given = {key if key in shared else f"slurm_{key}": value for key, value in options.items()}
         limit = {} if at_once is None else {"slurm_array_parallelism": at_once}
         executor.update_parameters(**{"name": name, "timeout_min": 240, **limit, **given})
+        with executor.batch():
+            jobs = [executor.submit(Stoppable(command)) for command in commands]
     except (RuntimeError, NameError, AssertionError) as error:
         raise ValueError(f"--launch=slurm: {error}") from error
-    with executor.batch():
-        return [executor.submit(Stoppable(command)) for command in commands]
+    return jobs
 
 
 def _python() -> str:
@@ -90,12 +92,15 @@ def _python() -> str:
     return shlex.join(["env", f"PYTHONPATH={os.pathsep.join(filter(None, paths))}", sys.executable])
 
 
-def options(given: Iterable[str]) -> dict[str, int | str]:
+def options(given: Iterable[str]) -> dict[str, int | float | str]:
     """{"partition": "gpu", "gpus_per_node": 1} from NAME=VALUE each; ValueError for anything else."""
-    found: dict[str, int | str] = {}
+    found: dict[str, int | float | str] = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise ValueError(f"--slurm={text} is no NAME=VALUE, such as --slurm=partition=gpu.")
-        found[name] = int(value) if value.isdigit() else value
+        found[name] = value
+        for number in (float, int):
+            with contextlib.suppress(ValueError):
+                found[name] = number(value)
     return found
