@@ -9,6 +9,7 @@
     likelihood/      what --mode=likelihood writes
     test.json        of a guide, at the end: how well it reads its test set
     report.html      what --mode=report writes, here or in a folder above
+    run.lock         locked while a process trains the run
     point.json       of a sweep's point: which one it is, and how it ended; log.txt, what it said
 
 The folder's name never changes, so the same command finds its own checkpoints again.

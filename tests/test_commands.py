@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import signal
 from collections import namedtuple
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from diffusion import build, commands, keys, sampling
+from diffusion import build, commands, keys, locks, sampling
+from diffusion.commands.results import Pictures
 from diffusion.config import config
 from diffusion.training.logs import NonFiniteLoss
 
@@ -86,6 +88,28 @@ class TestTraining:
         expected = leaves(whole, 24)
         for name, value in leaves(folder, 24).items():
             np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+    def test_a_folder_that_another_training_is_in_is_refused(self, whole):
+        before = (whole / "metrics.jsonl").read_bytes()
+        with locks.held(whole / "run.lock"), pytest.raises(commands.Refused, match="being trained by another process"):
+            commands.train(small(num_steps=32), whole)
+        assert (whole / "metrics.jsonl").read_bytes() == before
+
+    def test_what_a_longer_training_ends_with_is_made_where_it_was_killed_before(self, tmp_path, monkeypatch):
+        folder = tmp_path / "run"
+        assert commands.train(small(num_steps=4), folder)
+        short = (folder / "samples.png").read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(Pictures, "finish", lambda *given: signal.raise_signal(signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt):
+                commands.train(small(num_steps=8), folder)
+        assert (folder / "samples.png").read_bytes() == short
+        assert commands.train(small(num_steps=8), folder)
+        long = (folder / "samples.png").read_bytes()
+        assert long != short
+        (folder / "samples.png").write_bytes(b"newer")
+        assert commands.train(small(num_steps=8), folder)
+        assert (folder / "samples.png").read_bytes() == b"newer"
 
     def test_a_dispatch_that_something_would_interrupt_is_refused(self, whole, tmp_path):
         words = r"steps_per_dispatch is 8, .* does not divide training.log_every=4. Use multiples of 8"

@@ -37,13 +37,13 @@ def get_config():
             "num_steps": {NUM_STEPS}, "batch_size": 16, "log_every": 10, "checkpoint_every": 16,
             "keep_checkpoints": 2, "sample_every": 16,
         }},
-        logging={{"num_samples": 2, "sample_steps": 2, "tensorboard": False}},
+        logging={{"num_samples": 2, "sample_steps": 2, "tensorboard": True}},
     )
 """
 
 # main.py, in a process that does something to itself at a moment that is the same every time
 RUNNER = """
-import itertools, os, pathlib, runpy, shutil, signal, sys, threading
+import itertools, os, pathlib, runpy, shutil, signal, sys, threading, time
 from diffusion.training import digests, hooks
 
 what, when, delay, number, *sys.argv = sys.argv[1:]
@@ -82,6 +82,10 @@ if what == "after the digests":
     digests.write = around(digests.write, after=lambda *g: die())
 if what == "deleting":
     shutil.rmtree = cut
+if what == "twice":
+    hooks.Recorder.__call__ = around(hooks.Recorder.__call__, after=lambda *g: die())
+    write = digests.write
+    digests.write = lambda *given: (time.sleep(1), die(), time.sleep(1), write(*given))
 runpy.run_path("main.py", run_name="__main__")
 """
 
@@ -122,6 +126,17 @@ from diffusion import devices
 
 sys.argv = ["main.py", *sys.argv[1:]]
 devices.memory_limit = lambda device: 1000 if jax.process_index() else None
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+OTHERWISE = """
+import os, runpy, sys
+from diffusion.commands import train
+
+train.SHARED_WITHIN = 1
+told = sys.argv.pop().split() if os.environ["JAX_PROCESS_ID"] == "1" else sys.argv.pop() and []
+sys.argv = ["main.py", *sys.argv[1:], *told]
 runpy.run_path("main.py", run_name="__main__")
 """
 
@@ -176,12 +191,16 @@ def whole(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_at_every_kind_of_moment_ends_in_the_same_bits(whole, tmp_path):
-    """Kills while it updates, twice; before and after a checkpoint's digests; while one is deleted; and SIGTERM."""
+    """Kills while it updates, twice; before and after a checkpoint's digests; while one is deleted; SIGTERM.
+
+    SIGTERM comes by itself, and once more while the checkpoint that it asked for is written.
+    """
     folder, chance = tmp_path / "killed", random.Random(7)
     moments = [
         {"what": "update", "when": chance.randint(17, 40), "delay": chance.uniform(0, 0.05)},
         {"what": "before the digests", "when": 2},
         {"what": "update", "when": chance.randint(2, 20), "delay": 0.0, "number": signal.SIGTERM},
+        {"what": "twice", "when": chance.randint(2, 6), "number": signal.SIGTERM},
         {"what": "after the digests", "when": 1},
         {"what": "deleting"},
         {"what": "update", "when": chance.randint(2, 20), "delay": chance.uniform(0, 0.05)},
@@ -240,6 +259,17 @@ def test_a_run_whose_disk_was_full_ends_in_the_same_bits(whole, tmp_path):
         check_same(disk / "run", whole)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_started_in_different_ways_refuse_together(tmp_path):
+    for told, words in (
+        ("--config.seed=5 --config.training.num_steps=60", f"num_steps: {NUM_STEPS} there, 60 here"),
+        (f"--workdir={tmp_path / 'local'}", "is not there for process 1, though process 0 has made it"),
+    ):
+        (_, _), (_, error) = pair(tmp_path / "two", told, program=("-c", OTHERWISE), status=2)
+        assert words in error
+        assert "Traceback" not in error
 
 
 @pytest.mark.slow

@@ -1,6 +1,5 @@
 """What a training shows, while it runs and at its end: pictures of samples, or how well a guide reads its test set."""
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from diffusion import build, devices, images, keys, points, sampling
+from diffusion import build, devices, images, keys, points, sampling, workdir
 from diffusion.commands.console import say
 from diffusion.data import pipeline
 from diffusion.data.dataset import Dataset
@@ -80,7 +79,7 @@ class Reading:
                 say(f"{self._split} {name.replace('/', ', ')}: {value:.1%}")
         if jax.process_index() == 0:
             curve = plot_loss(self._folder)
-            self.last_file.write_text(json.dumps({"split": self._split, **row}, indent=2) + "\n")
+            workdir.write(self._folder, self.last_file.name, {"split": self._split, **row})  # last, as above
             say(f"done: {int(state.step)} steps. Loss curve: {curve}; {_places(self._folder)}")
             say(f"it guides a run: python main.py --workdir=... --mode=sample --guide={self._folder}")
 

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import gc
+import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion import build, devices, keys, references, workdir
+from diffusion import build, devices, keys, locks, references, workdir
 from diffusion.commands.console import Refused, refused_together, say
 from diffusion.commands.results import Pictures, Reading, results
 from diffusion.commands.watching import Watch, watch
@@ -25,9 +27,15 @@ from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.feed import Feed
 from diffusion.training.hooks import Recorder, painter, saver
 from diffusion.training.logs import Logs, NonFiniteLoss
-from diffusion.training.loop import Hook, fit
+from diffusion.training.loop import Hook, Stop, fit, stop_signals
 from diffusion.training.state import TrainState
 from diffusion.training.step import compile_step, make_train_step
+
+EACH_ITS_OWN = ("data.data_dir", "data.archive", "data.num_workers")
+"""Keys that the processes of a job may set in different ways."""
+
+SHARED_WITHIN = 60
+"""Seconds after which a network's disk shows on all hosts what one has written; NFS remembers what was not there."""
 
 
 def train(config: ConfigDict, folder: str | Path) -> bool:
@@ -39,49 +47,19 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
     folder = Path(folder).expanduser()
     job = planned(config, folder)
     _, damaged = standing(job, folder)
-    _make_folder(folder, job, len(damaged))
-    run, mesh, feed, target, shown, watched = job
-    num_params = states.num_elements(target.params)
-    say(f"{num_params:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}{_shares(target, mesh)}")
-    say(f"data: {feed.words}")
-    training, about = config.training, {"config": to_json(config), "num_params": num_params, **provenance()}
-    key = jax.random.key(config.seed)
-    with _open(folder, training.keep_checkpoints, about, watched, damaged) as checkpoints:
-        state = _start(run, checkpoints, target, key, mesh)
+    num_steps, shown = config.training.num_steps, job.shown
+    with _kept_folder(folder, job, len(damaged)), _open(folder, job, damaged) as checkpoints:
+        state = _start(job, checkpoints)
         first_step = int(state.step)
-        if first_step >= training.num_steps:
-            say(f"nothing to train: the run in {folder} has done {first_step} of {training.num_steps} steps.")
-            if not shown.last_file.exists():
+        if first_step >= num_steps:
+            say(f"nothing to train: the run in {folder} has done {first_step} of {num_steps} steps.")
+            if devices.of_first_process(_is_older(shown.last_file, checkpoints)):
                 with _explained(folder):
                     shown.finish(state)
             return True
-        with _explained(folder):
-            logs = Logs(folder, first_step=first_step, tensorboard=config.logging.tensorboard)
-        step = _compiled(run, mesh, target, feed, key)
-        recorder = Recorder(
-            logs,
-            log_every=training.log_every,
-            batch_size=training.batch_size,
-            first_step=first_step,
-            num_steps=training.num_steps,
-            pending=checkpoints.pending(first_step),
-        )
-        hooks: list[Hook] = [
-            recorder,
-            painter(lambda s, i: shown.show(s, i, logs), every=training.sample_every, recorder=recorder),
-            saver(
-                checkpoints,
-                every=training.checkpoint_every,
-                recorder=recorder,
-                score=None if watched is None else lambda s, i: watched.score(s, i, logs),
-                score_every=config.evaluation.every,
-            ),
-        ]
-        train_key = keys.stream(key, "train")
-        with _explained(folder), _complete(checkpoints), contextlib.closing(logs):
-            much = {"num_steps": training.num_steps, "updates": training.steps_per_dispatch}
-            state = fit(step, state, feed, key=train_key, mesh=mesh, hooks=hooks, **much)
-    if int(state.step) < training.num_steps:
+        with stop_signals() as stop:
+            state = _updated(job, folder, checkpoints, state, stop)
+    if devices.any_process(stop.received) or int(state.step) < num_steps:
         say(f"stopped at step {int(state.step)} and saved it in {folder}; the same command continues.")
         return False
     with _explained(folder):
@@ -121,11 +99,25 @@ def planned(config: ConfigDict, folder: Path) -> Job:
         workdir.check_facts(folder, run.facts._asdict())
         if evaluation.every and evaluation.reference:
             references.read(evaluation.reference)
-    with _refusing():  # what each process has by itself is there: from here on they ask each other
+    _check_agreed(config)  # what each process has by itself is there: from here on they ask each other
+    with _refusing():
         if config.guidance.guide:
             run = dataclasses.replace(build.build(config, run.facts), dataset=run.dataset)
         watched = watch(run) if isinstance(run, build.Run) else None
         return Job(run, mesh, run.feed(mesh), states.abstract(run.new_state, mesh), results(run, folder), watched)
+
+
+def _check_agreed(config: ConfigDict) -> None:
+    """Refused where this process was started with another config than the first one."""
+    own = {key: json.dumps(value) for key, value in workdir.flat(to_json(config)) if not key.startswith(EACH_ITS_OWN)}
+    first = devices.of_first_process(own)
+    lines = [f"  {k}: {first.get(k)} there, {own.get(k)} here" for k in own | first if own.get(k) != first.get(k)]
+    with refused_together():
+        if lines:
+            raise Refused(
+                "this process has another config than the first one of the job:\n" + "\n".join(lines) + "\n"
+                "Start all processes with the same flags."
+            )
 
 
 @contextlib.contextmanager
@@ -149,7 +141,7 @@ def standing(job: Job, folder: Path) -> tuple[int, Mapping[int, str]]:
     if done % updates:
         raise Refused(
             f"training.steps_per_dispatch is {updates}, but the run stands at step {done}, which is no multiple of it; "
-            "continue with training.steps_per_dispatch=1."
+            f"continue with training.steps_per_dispatch={math.gcd(done, updates)}."
         )
     return done, damaged
 
@@ -181,24 +173,52 @@ def compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: 
             gc.enable()
 
 
-def _make_folder(folder: Path, job: Job, damaged: int) -> None:
-    """Makes the run's folder, if the disk has room for it; Refused if not. damaged: `workdir.space`."""
-    with refused_together(), _refusing():
-        workdir.check_space(folder, states.num_bytes(job.target), job.kept, damaged)
-        folder.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            workdir.write(folder, "config.json", to_json(job.run.config))
-            workdir.write(folder, "data.json", job.run.facts._asdict())
-            (folder / "samples").mkdir(exist_ok=True)
+@contextlib.contextmanager
+def _kept_folder(folder: Path, job: Job, damaged: int) -> Iterator[None]:
+    """Makes the run's folder and keeps it for this training; damaged: `workdir.space`.
+
+    Refused: where the disk has no room, or another training is there.
+    """
+    with contextlib.ExitStack() as stack:
+        with refused_together(), _refusing():
+            workdir.check_space(folder, states.num_bytes(job.target), job.kept, damaged)
+            folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                stack.enter_context(locks.held(folder / "run.lock"))
+                workdir.write(folder, "config.json", to_json(job.run.config))
+                workdir.write(folder, "data.json", job.run.facts._asdict())
+                (folder / "samples").mkdir(exist_ok=True)
+        with refused_together():
+            _check_shared(folder)
+        yield
 
 
-def _open(
-    folder: Path, keep: int, about: dict[str, Any], watched: Watch | None, damaged: Mapping[int, str]
-) -> Checkpoints:
+def _check_shared(folder: Path) -> None:
+    """Refused where the folder is not there for this process, once the first one has made it."""
+    for _ in range(SHARED_WITHIN):
+        if (folder / "run.lock").exists():
+            return
+        time.sleep(1)
+    raise Refused(
+        f"--workdir={folder} is not there for process {jax.process_index()}, though process 0 has made it; expected a "
+        "folder on a disk that all hosts share."
+    )
+
+
+def _is_older(file: Path, checkpoints: Checkpoints) -> bool:
+    """Whether a file that a training ends with is missing, or was made before its newest checkpoint was."""
+    newest = checkpoints.folder / str(checkpoints.latest_step())
+    return not file.exists() or file.stat().st_mtime < newest.stat().st_mtime
+
+
+def _open(folder: Path, job: Job, damaged: Mapping[int, str]) -> Checkpoints:
     """The run's checkpoints, damaged ones out of the way; Refused where the folder cannot be used."""
+    config, num_params = job.run.config, states.num_elements(job.target.params)
+    about = {"config": to_json(config), "num_params": num_params, **provenance()}
     with _refusing():
-        measured = "" if watched is None else watched.measured
-        return Checkpoints(folder / "checkpoints", keep=keep, measured=measured, about=about, damaged=damaged)
+        measured = "" if job.watched is None else job.watched.measured
+        ways = {"keep": config.training.keep_checkpoints, "measured": measured, "about": about, "damaged": damaged}
+        return Checkpoints(folder / "checkpoints", **ways)
 
 
 def _shares(target: TrainState, mesh: Mesh) -> str:
@@ -209,13 +229,15 @@ def _shares(target: TrainState, mesh: Mesh) -> str:
     return f"; a state of {whole:.3g} MB, {each:.3g} MB on each device"
 
 
-def _start(
-    run: build.Run | build.Guide, checkpoints: Checkpoints, target: TrainState, key: jax.Array, mesh: Any
-) -> TrainState:
-    """The newest checkpoint's state, or a new one; says which."""
+def _start(job: Job, checkpoints: Checkpoints) -> TrainState:
+    """The newest checkpoint's state, or a new one; says what is trained, and from where."""
+    run, mesh, target = job.run, job.mesh, job.target
+    kind, num_params = jax.devices()[0].device_kind, states.num_elements(target.params)
+    say(f"{num_params:,} parameters, {mesh.size} x {kind}{_shares(target, mesh)}")
+    say(f"data: {job.feed.words}")
     step = checkpoints.latest_step()
     if step is None:
-        return states.create(run.new_state, keys.stream(key, "init"), mesh)
+        return states.create(run.new_state, keys.stream(jax.random.key(run.config.seed), "init"), mesh)
     state = checkpoints.restore(target)
     averages = ", ".join(target.ema)
     say(f"restored step {int(state.step)} from {checkpoints.folder}: parameters, optimizer state, EMA ({averages}).")
@@ -228,6 +250,46 @@ def _compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed:
     step = compiled(run, mesh, target, feed, key)
     say(f"train step compiled in {time.perf_counter() - start:.1f} s")
     return step
+
+
+def _updated(job: Job, folder: Path, checkpoints: Checkpoints, state: TrainState, stop: Stop) -> TrainState:
+    """The state after the updates that are left, or when asked to stop; its checkpoint is complete, however it ends."""
+    config, first_step, key = job.run.config, int(state.step), jax.random.key(job.run.config.seed)
+    training, shown, watched = config.training, job.shown, job.watched
+    with _explained(folder):
+        logs = Logs(folder, first_step=first_step, tensorboard=config.logging.tensorboard)
+    step = _compiled(job.run, job.mesh, job.target, job.feed, key)
+    recorder = Recorder(
+        logs,
+        log_every=training.log_every,
+        batch_size=training.batch_size,
+        first_step=first_step,
+        num_steps=training.num_steps,
+        pending=checkpoints.pending(first_step),
+    )
+    hooks: list[Hook] = [
+        recorder,
+        painter(lambda s, i: shown.show(s, i, logs), every=training.sample_every, recorder=recorder),
+        saver(
+            checkpoints,
+            every=training.checkpoint_every,
+            recorder=recorder,
+            score=None if watched is None else lambda s, i: watched.score(s, i, logs),
+            score_every=config.evaluation.every,
+        ),
+    ]
+    with _explained(folder), _complete(checkpoints), contextlib.closing(logs):
+        return fit(
+            step,
+            state,
+            job.feed,
+            key=keys.stream(key, "train"),
+            num_steps=training.num_steps,
+            mesh=job.mesh,
+            updates=training.steps_per_dispatch,
+            hooks=hooks,
+            stop=stop,
+        )
 
 
 @contextlib.contextmanager

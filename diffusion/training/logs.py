@@ -3,9 +3,11 @@
 import itertools
 import json
 import os
+import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -26,27 +28,37 @@ class Logs:
     """
 
     def __init__(self, workdir: Path, *, first_step: int, tensorboard: bool = True) -> None:
-        self._file, self._events = None, None
+        self._file: TextIO | None = None
+        self._events: Any = None
         if jax.process_index() == 0:
             _drop_rows_after(workdir / "metrics.jsonl", first_step)
             self._file = open(workdir / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115 (kept open, see close)
             if tensorboard:
-                from tensorboardX import SummaryWriter
-
-                self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+                self._events = _events(workdir / "tensorboard", first_step)
 
     def scalars(self, step: int, row: dict[str, float]) -> None:
         """Appends one row."""
         if self._file:
             self._file.write(json.dumps({"step": step, **row}) + "\n")
         if self._events:
+            from tensorboardX import summary
+
             for name, value in row.items():
-                self._events.add_scalar(name, value, step)
+                self._event(step, summary.scalar(name, value))
+            self._events.flush()
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """A picture, uint8 [h, w, c], for TensorBoard."""
         if self._events:
-            self._events.add_image(name, pixels, step, dataformats="HWC")
+            from tensorboardX import summary
+
+            self._event(step, summary.image(name, pixels, dataformats="HWC"))
+            self._events.flush()
+
+    def _event(self, step: int, content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=content))
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -56,21 +68,44 @@ class Logs:
             self._events.close()
 
 
+def _events(folder: Path, first_step: int) -> Any:
+    """A file of TensorBoard events, of which those beyond first_step in older files do not count.
+
+    It is written to at once: tensorboardX's SummaryWriter leaves that to a thread, and waits for ever once the thread
+    has met a full disk.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    folder.mkdir(exist_ok=True)
+    events = EventsWriter(str(folder / "events"))
+    events.write_event(Event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START)))
+    return events
+
+
 def _drop_rows_after(file: Path, step: int) -> None:
-    """Rewrites the log without rows beyond `step` and without a half-written last line, atomically."""
+    """Rewrites the log without rows beyond `step` and without a half-written last line, atomically.
+
+    A damaged line before the last one goes too, with a warning.
+    """
     if not file.exists():
         return
-    kept = [line for line in file.read_text().splitlines() if _step_of(line) <= step]
+    lines = file.read_bytes().splitlines()
+    steps = [_step_of(line) for line in lines]
+    if damaged := [i + 1 for i, there in enumerate(steps[:-1]) if there is None]:
+        warnings.warn(f"{file} is damaged; these lines are left out: {damaged}.", stacklevel=2)
     new = file.with_suffix(".new")
-    new.write_text("".join(f"{line}\n" for line in kept))
+    kept = [line for line, there in zip(lines, steps, strict=True) if there is not None and there <= step]
+    new.write_bytes(b"".join(line + b"\n" for line in kept))
     os.replace(new, file)
 
 
-def _step_of(line: str) -> int | float:
+def _step_of(line: bytes) -> int | None:
+    """The step of a row; None where it is none, as where the process died in the middle of the line."""
     try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:  # the process died in the middle of this line
-        return float("inf")
+        return int(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 def each_update(dispatches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

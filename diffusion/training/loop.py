@@ -37,17 +37,19 @@ def fit(
     mesh: Mesh,
     updates: int = 1,
     hooks: Sequence[Hook] = (),
+    stop: "Stop | None" = None,
 ) -> TrainState:
-    """The state after num_steps updates in all, or earlier if SIGTERM or Ctrl-C asks to stop.
+    """The state after num_steps updates in all, or earlier if `stop` (of `stop_signals`) is asked for.
 
     step: the compiled program of so many updates, of which state.step and num_steps are multiples.
-    Starts from state.step, so a restored state continues where it was. A second Ctrl-C stops at once.
+    Starts from state.step, so a restored state continues where it was; at least one dispatch is done.
     """
     waiting: collections.deque[Any] = collections.deque()
     held = devices.put(feed.held, devices.replicated(mesh))
     starts = range(int(state.step), num_steps, updates)
     batches = feed.ahead(starts.start, num_steps, mesh, stacked=updates)
-    with stop_signals() as stop, contextlib.closing(batches):
+    stop = stop or Stop()
+    with contextlib.closing(batches):
         for i, rows in zip(starts, batches, strict=True):
             state, metrics = step(state, rows, key, held)
             waiting.append(metrics)
@@ -76,7 +78,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Turns SIGTERM and the first Ctrl-C into a request to finish the current step.
+    """Turns SIGTERM and the first Ctrl-C into a request to finish the current step; a second Ctrl-C stops at once.
 
     Outside the main thread, where Python takes no signal handlers, it asks for nothing.
     """

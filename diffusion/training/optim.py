@@ -42,7 +42,7 @@ def adamw(
 
 
 def _rate(learning_rate: float, warmup_steps: int, decay_steps: int | None) -> optax.Schedule:
-    if learning_rate <= 0 or warmup_steps < 0:
+    if not 0 < learning_rate < float("inf") or warmup_steps < 0:
         raise ValueError(f"got learning_rate={learning_rate}, warmup_steps={warmup_steps}; expected > 0 and >= 0.")
     if decay_steps is None and warmup_steps == 0:
         return optax.constant_schedule(learning_rate)

@@ -5,11 +5,12 @@ see to that themselves; the rest is what the first process is to do.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +42,10 @@ def _best(scores: Mapping[int, Mapping[str, Any]], measured: str) -> int | None:
     return best if best is not None and math.isfinite(ranked[best]) else None
 
 
-def _scores(folder: Path) -> dict[int, Mapping[str, Any]]:
-    """What is saved of each checkpoint's score, by step."""
-    files = {step: Path(folder) / str(step) / "metrics" / "metrics" for step in workdir.steps_in(folder)}
+def _scores(folder: Path, without: Container[int] = ()) -> dict[int, Mapping[str, Any]]:
+    """What is saved of each checkpoint's score, by step; `without` those whose file is not to be read."""
+    steps = [step for step in workdir.steps_in(folder) if step not in without]
+    files = {step: Path(folder) / str(step) / "metrics" / "metrics" for step in steps}
     return {step: json.loads(file.read_text()) for step, file in files.items() if file.exists()}
 
 
@@ -127,7 +129,7 @@ def _unsound(folder: Path) -> dict[int, str]:
         )
     older = [step for step in steps if step not in (found, *damaged)]
     damaged |= {step: wrong for step in older if (wrong := _damage(folder / str(step), within="metrics/"))}
-    scores = {step: metrics for step, metrics in _scores(folder).items() if step not in damaged}
+    scores = _scores(folder, without=damaged)
     for measured in {metrics.get("measured", "") for metrics in scores.values()}:
         while (best := _best(scores, measured)) not in (None, found) and (wrong := _damage(folder / str(best))):
             damaged[best] = wrong
@@ -138,8 +140,8 @@ def _unsound(folder: Path) -> dict[int, str]:
 def move_aside(folder: Path, damaged: Mapping[int, str]) -> None:
     """Renames damaged checkpoints, with a warning that names each, and the one that training goes on from."""
     for step in damaged:
-        taken = len(list(folder.glob(f"damaged_{step}*")))
-        os.rename(folder / str(step), folder / (f"damaged_{step}_{taken + 1}" if taken else f"damaged_{step}"))
+        names = itertools.chain([f"damaged_{step}"], (f"damaged_{step}_{n}" for n in itertools.count(2)))
+        os.rename(folder / str(step), next(folder / name for name in names if not (folder / name).exists()))
     if damaged:
         found = max(workdir.steps_in(folder))
         warnings.warn(f"{_list(folder, damaged)} Moved to damaged_*; training goes on from step {found}.", stacklevel=2)

@@ -7,10 +7,11 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from diffusion import devices
 from diffusion.losses import Loss
-from diffusion.training import ema, logs, optim, state
+from diffusion.training import ema, optim, state
 from diffusion.training.checkpoint import Checkpoints, load_params
 from diffusion.training.logs import Logs, NonFiniteLoss, summarize
 from diffusion.training.step import make_train_step
@@ -70,7 +71,13 @@ class TestOptim:
         assert float(update) == pytest.approx(-0.1 * 0.5 * 2.0)
 
     @pytest.mark.parametrize(
-        "options", [{"learning_rate": 0.0}, {"clip_norm": -1.0}, {"warmup_steps": 10, "decay_steps": 5}]
+        "options",
+        [
+            {"learning_rate": 0.0},
+            {"learning_rate": np.nan},
+            {"clip_norm": -1.0},
+            {"warmup_steps": 10, "decay_steps": 5},
+        ],
     )
     def test_errors(self, options):
         with pytest.raises(ValueError, match="expected"):
@@ -170,4 +177,29 @@ class TestLogs:
         Logs(tmp_path, first_step=9, tensorboard=True).close()
         rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert rows == [{"step": 1, "loss": 1}, {"step": 2, "loss": 2}, {"step": 3, "loss": 5}, {"step": 4, "loss": 6}]
-        assert logs._step_of('{"step": 5, "lo') == np.inf
+
+    @pytest.mark.parametrize("line", [b'{"step": 2, "lo', b"\xff\xfe", b"42", b'{"loss": 1.0}', b""])
+    def test_a_damaged_line_is_left_out_with_a_word(self, tmp_path, line):
+        kept = [b'{"step": 1, "loss": 1.0}', b'{"step": 3, "loss": 2.0}']
+        (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([kept[0], line, kept[1]]) + b"\n")
+        with pytest.warns(UserWarning, match=r"metrics.jsonl is damaged; these lines are left out: \[2\]"):
+            Logs(tmp_path, first_step=3, tensorboard=False).close()
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b"\n".join(kept) + b"\n"
+
+    def test_tensorboard_has_every_row_at_once(self, tmp_path):
+        log = Logs(tmp_path, first_step=4)
+        log.scalars(5, {"loss": 0.5, "grad_norm": 2.0})
+        log.picture(5, "samples/ema", np.full((2, 3, 3), 128, np.uint8))
+        (file,) = (tmp_path / "tensorboard").iterdir()
+        content, events = file.read_bytes(), []
+        while content:
+            size = int.from_bytes(content[:8], "little")
+            events.append(Event.FromString(content[12 : 12 + size]))
+            content = content[16 + size :]
+        log.close()
+        assert events[0].file_version == "brain.Event:2"
+        assert (events[1].step, events[1].session_log.status) == (5, SessionLog.START)
+        values = [value for event in events[2:] for value in event.summary.value]
+        assert [event.step for event in events[2:]] == [5, 5, 5]
+        assert [(value.tag, value.simple_value) for value in values[:2]] == [("loss", 0.5), ("grad_norm", 2.0)]
+        assert (values[2].tag, values[2].image.height, values[2].image.width) == ("samples/ema", 2, 3)

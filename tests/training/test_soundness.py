@@ -95,6 +95,18 @@ class TestFallingBack:
             assert workdir.steps_in(three) == [1, 2, 3], turn
             digests.check(three / "3")
             file = next((three / "3/state/d").iterdir())
+        shutil.rmtree(three / "damaged_3")
+        flip(file, 5)
+        with pytest.warns(UserWarning, match="goes on from step 2"):
+            assert restored_step(three) == 2
+        assert {file.name for file in three.glob("damaged_3*")} == {"damaged_3", "damaged_3_2"}
+
+    @pytest.mark.parametrize("content", ["", '{"score"', "[]"])
+    @pytest.mark.parametrize(("step", "goes_on"), [(3, 2), (1, 3)])
+    def test_a_score_that_cannot_be_read_is_damage_like_any_other(self, three, content, step, goes_on):
+        (three / str(step) / "metrics/metrics").write_text(content)
+        with pytest.warns(UserWarning, match=f"step {step}: metrics/metrics has changed.*goes on from step {goes_on}"):
+            assert restored_step(three) == goes_on
 
     def test_a_missing_list_is_damage_where_one_was_written(self, three):
         (three / "3" / digests.NAME).unlink()
