@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
     not finite, 5 the disk is full.
     """
     from diffusion import commands, workdir
+    from diffusion.data.dataset import UnreadableImage
     from diffusion.training.logs import NonFiniteLoss
 
     if not flags.FLAGS["verbosity"].present:
@@ -64,6 +65,9 @@ def main(argv: list[str]) -> int:
         return _refuse(str(error))
     except commands.Failed as error:
         _refuse(str(error))
+        return 1
+    except UnreadableImage as error:
+        _refuse(f"{error}. Restore that file; the same command goes on.")
         return 1
     except NonFiniteLoss as error:
         _refuse(str(error))

@@ -1,6 +1,7 @@
 """The program as a user runs it: flags, signals, several processes."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -96,6 +97,14 @@ def test_processes_that_read_from_the_disk_change_no_number(tmp_path):
     assert "data: on the disk, read ahead by 2 processes" in outs[1]
     assert rows(tmp_path / "0") == rows(tmp_path / "2")
     assert len(rows(tmp_path / "2")) == 8
+    for file in (tmp_path / "pictures").iterdir():
+        file.write_bytes(file.read_bytes()[:-30])
+    for workers in (0, 2):
+        command = from_disk(tmp_path, workers, num_steps=16)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 1, done.stderr
+        assert re.search(rf"^error: {tmp_path}/pictures/\d+.png: .* Restore that file", done.stderr, re.MULTILINE)
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
