@@ -135,8 +135,8 @@ import os, runpy, sys
 from diffusion.commands import train
 
 train.SHARED_WITHIN = 1
-told = sys.argv.pop().split() if os.environ["JAX_PROCESS_ID"] == "1" else sys.argv.pop() and []
-sys.argv = ["main.py", *sys.argv[1:], *told]
+*same, told = sys.argv[1:]
+sys.argv = ["main.py", *same, *(told.split() if os.environ["JAX_PROCESS_ID"] == "1" else [])]
 runpy.run_path("main.py", run_name="__main__")
 """
 

@@ -27,6 +27,15 @@ def join_cluster(**told: Any) -> None:
 
 
 @contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Turns what is wrong with config, data or folder into a refusal."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise Refused(str(error)) from error
+
+
+@contextlib.contextmanager
 def refused_together() -> Iterator[None]:
     """Has every process refuse if one does: each with its own reason, or with the word that another one has a reason.
 

@@ -79,7 +79,7 @@ class Reading:
                 say(f"{self._split} {name.replace('/', ', ')}: {value:.1%}")
         if jax.process_index() == 0:
             curve = plot_loss(self._folder)
-            workdir.write(self._folder, self.last_file.name, {"split": self._split, **row})  # last, as above
+            workdir.write(self._folder, self.last_file.name, {"split": self._split, **row})  # last, as samples.png
             say(f"done: {int(state.step)} steps. Loss curve: {curve}; {_places(self._folder)}")
             say(f"it guides a run: python main.py --workdir=... --mode=sample --guide={self._folder}")
 
@@ -103,7 +103,7 @@ class Reading:
 def results(run: build.Run | build.Guide, folder: Path) -> Pictures | Reading:
     """What this kind of run shows: show(state, step, logs) while it goes on, finish(state) at its end.
 
-    last_file is there once `finish` came to its end. A guide's test set is opened here, before anything is spent.
+    last_file is the last one that `finish` makes. A guide's test set is opened here, before anything is spent.
     """
     return Reading(run, folder) if isinstance(run, build.Guide) else Pictures(run, folder)
 

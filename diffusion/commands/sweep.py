@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from diffusion import sweeps
-from diffusion.commands.console import Failed, Refused, refused_together
+from diffusion.commands.console import Failed, Refused, refused_together, refusing
 from diffusion.commands.train import train
 from diffusion.sweeps import Point, folders, local, slurm
 
@@ -78,25 +78,21 @@ def _line(point: Point, state: folders.State) -> str:
 def _train(point: Point, base: Path) -> bool:
     """Trains the point, and writes down how that ended."""
     folder = base / point.name
-    writes = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        with refused_together():
-            try:
-                if writes:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    stack.enter_context(folders.held(folder))
-                    folders.record(point, base, None)
-            except (ValueError, OSError) as error:
-                raise Refused(str(error)) from error
+        with refused_together(), refusing():
+            if jax.process_index() == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(folders.held(folder))
+                folders.record(point, base, None)
+        if jax.process_index() > 0:
+            return train(point.config, folder)
         try:
             done = train(point.config, folder)
         except Exception as error:
             with contextlib.suppress(OSError):  # a full disk has no room for this either, and its own words matter
-                if writes:
-                    folders.record(point, base, "failed", f"{type(error).__name__}: {error}")
+                folders.record(point, base, "failed", f"{type(error).__name__}: {error}")
             raise
-        if writes:
-            folders.record(point, base, "done" if done else "stopped")
+        folders.record(point, base, "done" if done else "stopped")
     return done
 
 
@@ -129,10 +125,8 @@ def _submitted(
     if not todo:
         return True
     commands = [_command(point, file, base) for point in todo]
-    try:
+    with refusing():
         jobs = slurm.submit(commands, base / "slurm", options, name=base.name, at_once=at_once)
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
     for point, job in zip(todo, jobs, strict=True):
         print(f"  {point.name}  job {job.job_id}: {job.paths.stdout}")
     return True

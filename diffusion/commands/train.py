@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffusion import build, devices, keys, locks, references, workdir
-from diffusion.commands.console import Refused, refused_together, say
+from diffusion.commands.console import Refused, refused_together, refusing, say
 from diffusion.commands.results import Pictures, Reading, results
 from diffusion.commands.watching import Watch, watch
 from diffusion.config import config as default_config
@@ -53,7 +53,7 @@ def train(config: ConfigDict, folder: str | Path) -> bool:
         first_step = int(state.step)
         if first_step >= num_steps:
             say(f"nothing to train: the run in {folder} has done {first_step} of {num_steps} steps.")
-            if devices.of_first_process(_is_older(shown.last_file, checkpoints)):
+            if devices.on_first_process(lambda: _is_older(shown.last_file, checkpoints)):
                 with _explained(folder):
                     shown.finish(state)
             return True
@@ -89,7 +89,7 @@ class Job(NamedTuple):
 
 def planned(config: ConfigDict, folder: Path) -> Job:
     """The training of this config in this folder; nothing is written. Refused: with what is wrong with either."""
-    with refused_together(), _refusing():
+    with refused_together(), refusing():
         training, evaluation, unguided = config.training, config.evaluation, config.copy_and_resolve_references()
         unguided.guidance.guide = config.guidance.guide and ""
         mesh = devices.training_mesh(config.mesh.fsdp)
@@ -100,7 +100,7 @@ def planned(config: ConfigDict, folder: Path) -> Job:
         if evaluation.every and evaluation.reference:
             references.read(evaluation.reference)
     _check_agreed(config)  # what each process has by itself is there: from here on they ask each other
-    with _refusing():
+    with refusing():
         if config.guidance.guide:
             run = dataclasses.replace(build.build(config, run.facts), dataset=run.dataset)
         watched = watch(run) if isinstance(run, build.Run) else None
@@ -120,21 +120,12 @@ def _check_agreed(config: ConfigDict) -> None:
             )
 
 
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Turns what is wrong with config, data or folder into a refusal."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
-
-
 def standing(job: Job, folder: Path) -> tuple[int, Mapping[int, str]]:
     """(updates that the run has done, the damaged checkpoints that training will move out of its way).
 
     Refused: where nothing is left to go on from, or training cannot go on from there as it is asked to.
     """
-    with _refusing():
+    with refusing():
         damaged = soundness.unsound(folder / "checkpoints")
     done = max(set(workdir.saved_steps(folder)) - damaged.keys(), default=0)
     updates = job.run.config.training.steps_per_dispatch
@@ -180,7 +171,7 @@ def _kept_folder(folder: Path, job: Job, damaged: int) -> Iterator[None]:
     Refused: where the disk has no room, or another training is there.
     """
     with contextlib.ExitStack() as stack:
-        with refused_together(), _refusing():
+        with refused_together(), refusing():
             workdir.check_space(folder, states.num_bytes(job.target), job.kept, damaged)
             folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
@@ -215,7 +206,7 @@ def _open(folder: Path, job: Job, damaged: Mapping[int, str]) -> Checkpoints:
     """The run's checkpoints, damaged ones out of the way; Refused where the folder cannot be used."""
     config, num_params = job.run.config, states.num_elements(job.target.params)
     about = {"config": to_json(config), "num_params": num_params, **provenance()}
-    with _refusing():
+    with refusing():
         measured = "" if job.watched is None else job.watched.measured
         ways = {"keep": config.training.keep_checkpoints, "measured": measured, "about": about, "damaged": damaged}
         return Checkpoints(folder / "checkpoints", **ways)

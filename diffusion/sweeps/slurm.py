@@ -1,7 +1,7 @@
 """Many commands as one Slurm array, through submitit, an optional dependency that is imported only here."""
 
-import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -99,8 +99,5 @@ def options(given: Iterable[str]) -> dict[str, int | float | str]:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise ValueError(f"--slurm={text} is no NAME=VALUE, such as --slurm=partition=gpu.")
-        found[name] = value
-        for number in (float, int):
-            with contextlib.suppress(ValueError):
-                found[name] = number(value)
+        found[name] = int(value) if value.isdigit() else float(value) if re.fullmatch(r"\d+\.\d+", value) else value
     return found

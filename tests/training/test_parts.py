@@ -11,7 +11,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from diffusion import devices
 from diffusion.losses import Loss
-from diffusion.training import ema, optim, state
+from diffusion.training import ema, logs, optim, state
 from diffusion.training.checkpoint import Checkpoints, load_params
 from diffusion.training.logs import Logs, NonFiniteLoss, summarize
 from diffusion.training.step import make_train_step
@@ -177,6 +177,7 @@ class TestLogs:
         Logs(tmp_path, first_step=9, tensorboard=True).close()
         rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert rows == [{"step": 1, "loss": 1}, {"step": 2, "loss": 2}, {"step": 3, "loss": 5}, {"step": 4, "loss": 6}]
+        assert logs._step_of(b'{"step": 5, "lo') is None
 
     @pytest.mark.parametrize("line", [b'{"step": 2, "lo', b"\xff\xfe", b"42", b'{"loss": 1.0}', b""])
     def test_a_damaged_line_is_left_out_with_a_word(self, tmp_path, line):
