@@ -12,7 +12,7 @@ import numpy as np
 
 from diffusion import build, sampling, workdir
 from diffusion.commands import outputs
-from diffusion.commands.console import Refused, say
+from diffusion.commands.console import refusing, say
 from diffusion.commands.pictures import read_image, read_mask
 from diffusion.data.scaling import to_uint8
 from diffusion.flags import EDITS
@@ -79,7 +79,7 @@ def edit(
     how they were made. Refused: before anything is drawn.
     """
     folder, options = Path(folder).expanduser(), {k: v for k, v in options.items() if v is not None}
-    try:
+    with refusing():
         _check_request(edit, images, num_samples, options)
         options = _defaults(edit, images) | options
         replaced = {"sampler": _sampler(edit, images, sampler), "grid": grid, "guidance": guidance}
@@ -101,8 +101,6 @@ def edit(
         results = drawn.results.reshape(-1, *run.shape)
         arrays = {"arr_0": to_uint8(results), **drawn.arrays}
         place = outputs.open_folder(folder / "edits")
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
     rows = np.concatenate([*(column[:, None] for column in drawn.shown), drawn.results], axis=1)
     file = place / f"{_file_name(made, given)}.npz"
     outputs.save(file, arrays, rows.reshape(-1, *run.shape), made | drawn.found, columns=rows.shape[1])

@@ -11,7 +11,7 @@ import jax
 
 from diffusion import build, devices, evaluations, measuring, workdir
 from diffusion.commands import draws, outputs
-from diffusion.commands.console import Refused, say
+from diffusion.commands.console import refusing, say
 from diffusion.commands.draws import Draw
 from diffusion.commands.measured import Measured, measured_with
 from diffusion.features import Extractor
@@ -59,7 +59,7 @@ def evaluate(
     Killed and started again, it keeps the samples that were drawn. Refused: before anything is drawn.
     """
     folder = Path(folder).expanduser()
-    try:
+    with refusing():
         if num_samples < 2 or batch_size < 1:
             raise ValueError(f"got num_samples={num_samples}, batch_size={batch_size}; expected at least 2 and 1.")
         asked = outputs.asked(labels, prompts)
@@ -71,8 +71,6 @@ def evaluate(
         for draw in drawings:
             draw.folder.mkdir(parents=True, exist_ok=True)
         draws.check_space(drawings)
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
     if how.reference is not None and not how.reference.facts:
         say(
             f"{how.reference.path} does not say what it was made with; taken for pytorch-fid's features. Those of "

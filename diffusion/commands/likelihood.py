@@ -12,7 +12,7 @@ import numpy as np
 from diffusion import build, devices, sampling, workdir
 from diffusion import likelihood as library
 from diffusion.commands import outputs, plots
-from diffusion.commands.console import Refused, say
+from diffusion.commands.console import refusing, say
 from diffusion.commands.measures import UNGUIDED, Asked, Protocol, measures, resolved
 from diffusion.commands.passes import Found, check, one_pass
 from diffusion.config import PLACES_OF_DATA
@@ -57,7 +57,7 @@ def likelihood(
     Refused: before anything is measured. TypeError for an option that there is not.
     """
     folder, options = Path(folder).expanduser(), Asked(**asked)
-    try:
+    with refusing():
         other = {} if threshold is None else {"threshold": threshold, "percentile": None}
         run = build.load(folder, checkpoint, sampler=other, guidance=UNGUIDED)
         dataset = _open(run, split, data or {})
@@ -73,8 +73,6 @@ def likelihood(
         made = _description(run, how, split, count)
         file = outputs.open_folder(folder / "likelihood") / f"{_name(made, options)}.json"
         there = devices.of_first_process(file.exists() and bool(_read(file)))
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
     if "ode" not in parts:
         cleanest = library.least_noisy(run.facts.num_values)
         say(f"no flow is measured: the chain has fewer than two levels of log-SNR up to {cleanest:.3g}")

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion import build, measuring, references, workdir
-from diffusion.commands.console import Refused, bar, say
+from diffusion.commands.console import bar, refusing, say
 from diffusion.commands.measured import described, make_extractor
 from diffusion.config import BESIDES_OPTIONS, PLACES_OF_DATA, to_json
 from diffusion.data import pipeline
@@ -47,7 +47,7 @@ def ref_stats(
     """
     folder = Path(folder).expanduser()
     file = folder / references.FILE
-    try:
+    with refusing():
         if max_features < 0:
             raise ValueError(f"got max_features={max_features}, expected 0 (statistics alone) or more.")
         dataset = build.open_dataset(config, split)
@@ -60,8 +60,6 @@ def ref_stats(
             say(f"made before: {file}")
             return file
         folder.mkdir(parents=True, exist_ok=True)
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
     start = time.perf_counter()
     kept: dict[str, Any] = {"features": ("pool",), "every": -(-len(dataset) // max_features)} if max_features else {}
     summed = [name for name in SUMMED if name in given]

@@ -6,7 +6,7 @@ import jax
 
 from diffusion import report as library
 from diffusion import workdir
-from diffusion.commands.console import Refused
+from diffusion.commands.console import refusing
 
 NAME = "report.html"
 
@@ -24,12 +24,10 @@ def report(folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     if not _is_first_process():
         return folder / NAME
-    try:
+    with refusing():
         page = library.make(folder)
         workdir.check_writable(folder)
         workdir.write_text(folder, NAME, page)
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
     print(f"{folder / NAME} ({len(page) / 1e6:.1f} MB)", flush=True)
     return folder / NAME
 

@@ -9,7 +9,7 @@ import jax
 
 from diffusion import build, sampling
 from diffusion.commands import outputs
-from diffusion.commands.console import Refused, say
+from diffusion.commands.console import refusing, say
 from diffusion.data.scaling import to_uint8
 
 
@@ -37,14 +37,12 @@ def sample(
     Refused: before anything is drawn.
     """
     folder = Path(folder).expanduser()
-    try:
+    with refusing():
         run = build.load(folder, checkpoint, sampler=sampler, grid=grid, guidance=guidance)
         asked = outputs.asked(labels, prompts)
         cond = run.cond(num_samples, *asked)
         made = outputs.description(run, num_samples, num_steps, seed, asked)
         place = outputs.open_folder(folder / "samples")
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
     start = time.perf_counter()
     drawn = sampling.generate(
         run,

@@ -37,7 +37,7 @@ def sweep(
     NonFiniteLoss: of one point.
     """
     base = Path("runs", Path(file).resolve().parent.name) if folder is None else Path(folder).expanduser()
-    try:
+    with refusing():
         if sum((index is not None, listed, launch is not None)) != 1:
             raise ValueError("--sweep needs one of --list, --index=K, --launch=local and --launch=slurm.")
         if launch is None and jobs is not None:
@@ -49,8 +49,6 @@ def sweep(
         if index is not None and index >= len(points):
             raise ValueError(f"--index={index}, but {file} has the points 0 to {len(points) - 1}.")
         states = [folders.state(point, base, points) for point in points]
-    except (ValueError, OSError) as error:
-        raise Refused(str(error)) from error
     if listed:
         print(f"{base}: {len(points)} points of {file}", *map(_line, points, states), sep="\n", flush=True)
         return True
