@@ -18,19 +18,18 @@ from jaxtyping import Array, Float
 from diffusion.networks.bilinear import bilinear
 
 TILE, PATCH = 4, 6
-_AT_POINTS = np.vander([0, 0.75, -0.75, 1.5, -1.5], PATCH, increasing=True)  # the sixth point is infinity:
-_AT_POINTS = np.vstack([_AT_POINTS, np.eye(PATCH)[-1]])  # there a polynomial's value is its leading coefficient
+_A, _B = 0.75, 1.5
+_POINTS = np.array([0, _A, -_A, _B, -_B])  # and the sixth is infinity, where a polynomial's value is its leading coefficient
 
 
 def _evaluation(size: int) -> np.ndarray:
     """[PATCH, size]: a polynomial's coefficients -> its values at the points."""
-    matrix = _AT_POINTS[:, :size].copy()
-    matrix[-1, -1] = 1
-    return matrix
+    return np.vstack([np.vander(_POINTS, size, increasing=True), np.eye(size)[-1]])
 
 
-_OF_PATCH = np.linalg.inv(_AT_POINTS).T.astype(np.float32)
-_OF_KERNEL = np.kron(_evaluation(3), _evaluation(3)).astype(np.float32)
+_OTHERS = _POINTS[:, None] - _POINTS + np.eye(len(_POINTS))  # the distances of each point to the other ones
+_WEIGHTS = np.append(1 / _OTHERS.prod(1), 1)[:, None]  # of Lagrange's interpolation; `_at_points` leaves them to the kernel
+_OF_KERNEL = np.kron(_WEIGHTS * _evaluation(3), _WEIGHTS * _evaluation(3)).astype(np.float32)
 _OF_OUTPUT = np.kron(_evaluation(TILE), _evaluation(TILE)).T.astype(np.float32)
 
 
@@ -79,10 +78,22 @@ def _patches(x: Array) -> Array:
     b, h, w, c = x.shape
     rows, cols = _grid(h, w)
     x = jnp.pad(x, ((0, 0), (1, rows * TILE - h + 1), (1, cols * TILE - w + 1), (0, 0)))
-    for n in (cols, rows):  # w first; each turn puts an axis of 6 behind b, so h is at 2 in the second one
-        x = jnp.stack([x[:, :, i : i + (n - 1) * TILE + 1 : TILE] for i in range(PATCH)])
-        x = _times(_OF_PATCH, x).swapaxes(0, 1)
-    return jnp.moveaxis(x, 0, 2).reshape(PATCH**2, b * rows * cols, c)
+    x = jnp.stack(_at_points([x[:, i : i + (rows - 1) * TILE + 1 : TILE] for i in range(PATCH)]))
+    x = jnp.stack(_at_points([x[:, :, :, i : i + (cols - 1) * TILE + 1 : TILE] for i in range(PATCH)]), 1)
+    return x.reshape(PATCH**2, b * rows * cols, c)
+
+
+def _at_points(x: list[Array]) -> list[Array]:
+    """The patch's side of the product along one axis: for each point the sum of c_i x_i, x_i being the i-th pixels.
+
+    The c_i are the coefficients of the polynomial that vanishes at all other points, prod (z - q). Written as sums, two
+    points of opposite signs share theirs: less time than a product with copies of the overlapping patches.
+    """
+    a, b = _A**2, _B**2
+    even_a, odd_a = x[4] - b * x[2], _A * (x[3] - b * x[1])
+    even_b, odd_b = x[4] - a * x[2], _B * (x[3] - a * x[1])
+    zero, infinity = (a * b * x[i] - (a + b) * x[i + 2] + x[i + 4] for i in range(2))
+    return [zero, even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, infinity]
 
 
 def _tiles(x: Array) -> Array:
