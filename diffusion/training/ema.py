@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from diffusion.types import Params
 
@@ -31,10 +30,10 @@ def decay_at(decay: float, step: Any, warmup: bool) -> Any:
 
 
 def update(ema: Mapping[str, Params], params: Params, decays: Mapping[str, float], step: Any, warmup: bool) -> Any:
-    """ema <- d ema + (1 - d) params for each decay d; step is the number of this update."""
+    """ema <- ema + (1 - d) (params - ema) for each decay d; step is the number of this update."""
 
     def moved(average: Params, part: Any) -> Params:
-        one = jax.jit(lambda new, old: optax.incremental_update(new, old, part))  # arrays of one shape are traced once
+        one = jax.jit(lambda new, old: old + part * (new - old))  # arrays of one shape are traced once
         return jax.tree.map(one, params, average)
 
     return {name: moved(average, 1 - decay_at(decays[name], step, warmup)) for name, average in ema.items()}

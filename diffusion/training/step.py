@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from diffusion import devices, keys
 from diffusion.losses import Loss
 from diffusion.training import ema
+from diffusion.training.optim import global_norm
 from diffusion.training.state import TrainState, shardings
 
 TrainStep = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, Any]]]
@@ -44,7 +45,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         averages = ema.update(state.ema, params, ema_decays, step, ema_warmup)
-        metrics = {**metrics, "grad_norm": optax.tree.norm(grads)}
+        metrics = {**metrics, "grad_norm": global_norm(grads)}
         memory = metrics.pop("memory", None)
         return TrainState(step, params, opt_state, averages, memory), metrics
 

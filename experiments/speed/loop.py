@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPILE = """
 import time, grain, jax, numpy as np
 from diffusion import build, devices
-from diffusion.config import config
+from configs.ddpm_cifar10 import get_config
 from diffusion.training import state as states
 from diffusion.commands.train import compiled
 from diffusion.training.feed import Feed
@@ -30,7 +30,7 @@ durations = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: name.endswith("/backend_compile_duration") and durations.append(seconds)
 )
-run = build.build(config(training={"num_steps": 1}), build.Facts((32, 32, 3), 256, ()))
+run = build.build(get_config(), build.Facts((32, 32, 3), 256, ()))
 mesh = devices.training_mesh()
 target = states.abstract(run.new_state, mesh)
 feed = Feed(rows=grain.MapDataset.source([{"image": np.zeros((8, 32, 32, 3), np.float32)}]))

@@ -65,6 +65,18 @@ class TestOptim:
         updates, _ = optimizer.update(grads, optimizer.init(grads))
         np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.6, -0.8], rtol=1e-6)
 
+    def test_gradients_within_the_norm_keep_every_bit(self):
+        grads = {"a": jnp.array([0.3, -0.1]), "b": jnp.float32(0.2)}
+        updates, _ = optim._clipped(optax.identity(), 1.0).update(grads, (optax.EmptyState(), optax.EmptyState()))
+        assert jax.tree.map(np.array_equal, updates, grads) == {"a": True, "b": True}
+
+    def test_the_global_norm_is_that_of_all_numbers_in_float64(self):
+        rng = np.random.default_rng(0)
+        shapes = {"kernel": (3, 3, 256, 512), "dense": (512, 256), "bias": (256,), "other": (512,), "scale": ()}
+        tree = {name: np.asarray(0.3 + rng.normal(size=shape), np.float32) for name, shape in shapes.items()}
+        exact = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in tree.values()))
+        assert float(jax.jit(optim.global_norm)(tree)) == pytest.approx(exact, rel=3e-7)
+
     def test_weight_decay_is_decoupled(self):
         optimizer = optim.adamw(0.1, weight_decay=0.5)
         update, _ = optimizer.update(jnp.float32(0.0), optimizer.init(jnp.float32(2.0)), jnp.float32(2.0))
