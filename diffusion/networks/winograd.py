@@ -19,7 +19,7 @@ from diffusion.networks.bilinear import bilinear
 
 TILE, PATCH = 4, 6
 _A, _B = 0.75, 1.5
-_POINTS = np.array([0, _A, -_A, _B, -_B])  # and the sixth is infinity, where a polynomial's value is its leading coefficient
+_POINTS = np.array([0, _A, -_A, _B, -_B])  # the sixth is infinity, where a value is the leading coefficient
 
 
 def _evaluation(size: int) -> np.ndarray:
@@ -28,7 +28,7 @@ def _evaluation(size: int) -> np.ndarray:
 
 
 _OTHERS = _POINTS[:, None] - _POINTS + np.eye(len(_POINTS))  # the distances of each point to the other ones
-_WEIGHTS = np.append(1 / _OTHERS.prod(1), 1)[:, None]  # of Lagrange's interpolation; `_at_points` leaves them to the kernel
+_WEIGHTS = np.append(1 / _OTHERS.prod(1), 1)[:, None]  # Lagrange's, which `_at_points` leaves to the kernel
 _OF_KERNEL = np.kron(_WEIGHTS * _evaluation(3), _WEIGHTS * _evaluation(3)).astype(np.float32)
 _OF_OUTPUT = np.kron(_evaluation(TILE), _evaluation(TILE)).T.astype(np.float32)
 

@@ -80,7 +80,7 @@ def global_norm(tree: Any) -> jax.Array:
     """The root of the sum of all squares in a tree of arrays, in their own precision.
 
     The same as `optax.tree.norm`, but squares are summed over all axes but the last, then over arrays, then over that
-    axis: XLA for CPUs makes three kernels of a sum to a scalar, and would for each array. Biases need none of their own.
+    axis: XLA for CPUs makes three kernels of a sum to a scalar, and would for each array. A bias needs none of its own.
     """
     sums = defaultdict(list)
     for array in jax.tree.leaves(tree):
