@@ -82,7 +82,7 @@ def global_norm(tree: Any) -> jax.Array:
     The same as `optax.tree.norm`, but squares are summed over all axes but the last, then over arrays, then over that
     axis: XLA for CPUs makes three kernels of a sum to a scalar, and would for each array. A bias needs none of its own.
     """
-    sums = defaultdict(list)
+    sums: dict[tuple[int, ...], list[Any]] = defaultdict(list)
     for array in jax.tree.leaves(tree):
         sums[array.shape[-1:]].append(jnp.square(array).sum(tuple(range(array.ndim - 1))))
     return jnp.sqrt(sum(sum(same_width).sum() for same_width in sums.values()))
