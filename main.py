@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion import flags as mode_flags
+from diffusion import user_code
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The run's config file, such as configs/ddpm_digits.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder: everything is written there.")
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
     """The exit status.
 
     0 done, 1 points of a sweep failed, 2 refused (wrong input, no room), 3 stopped early (run again), 4 the loss was
-    not finite, 5 the disk is full.
+    not finite, 5 the disk is full, 130 interrupted where nothing is to be saved.
     """
     from diffusion import commands, workdir
     from diffusion.data.dataset import UnreadableImage
@@ -59,8 +60,7 @@ def main(argv: list[str]) -> int:
             commands.join_cluster(**told)
         config = _CONFIG.value
         overrides = {} if config is None else config_flags.get_override_values(flags.FLAGS["config"])
-        done = commands.dispatch(mode, config, _WORKDIR.value, values, overrides, _DISTRIBUTED.value)
-        return 0 if done else 3
+        return 0 if commands.dispatch(mode, config, _WORKDIR.value, values, overrides, _DISTRIBUTED.value) else 3
     except commands.Refused as error:
         return _refuse(str(error))
     except commands.Failed as error:
@@ -68,13 +68,18 @@ def main(argv: list[str]) -> int:
         return 1
     except UnreadableImage as error:
         _refuse(f"{error}. Restore that file; the same command goes on.")
-        return 1
+        return commands.leave(1)
     except NonFiniteLoss as error:
         _refuse(str(error))
         return 4
     except workdir.DiskFull as error:
         _refuse(str(error))
-        return 5
+        return commands.leave(5)
+    except KeyboardInterrupt:
+        _refuse("interrupted.")
+        return commands.leave(130)
+    except Exception as error:
+        return commands.unforeseen(error)
 
 
 def _refuse(message: str) -> int:
@@ -83,11 +88,11 @@ def _refuse(message: str) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Flags, with a config's own errors (an unknown key, a wrong type) on one screen."""
+    """Flags, with a config's own errors (an unknown key, a wrong type, an error of Python) on one screen."""
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        sys.exit(_refuse(str(error)))
+    except Exception as error:
+        sys.exit(_refuse(user_code.told(error)))
 
 
 if __name__ == "__main__":

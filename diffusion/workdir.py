@@ -51,6 +51,12 @@ class DiskFull(OSError):
 def read(workdir: Path, name: str) -> Any:
     """The content of one of the run's JSON files; FileNotFoundError says what a run folder looks like."""
     file = Path(workdir) / name
+    steps = saved_steps(Path(workdir))
+    if not file.exists() and steps:
+        raise FileNotFoundError(
+            f"{file} is missing, though {workdir} holds checkpoints up to step {steps[-1]}. Restore it from a copy; "
+            f"the config is also kept in {workdir}/checkpoints/{steps[-1]}/about."
+        )
     if not file.exists():
         raise FileNotFoundError(
             f"{workdir} holds no run: {file} is missing. Expected a folder that training wrote, such as the one that "
@@ -115,8 +121,8 @@ def check_space(workdir: Path, checkpoint_bytes: int, keep: int, damaged: int) -
     needed, free = space(workdir, checkpoint_bytes, keep, damaged)
     if free < needed:
         raise OSError(
-            f"the disk of --workdir={workdir} has {free / 1e9:.3f} GB left, but the checkpoints of this run need "
-            f"{needed / 1e9:.3f} GB. Free some space, choose another folder or lower training.keep_checkpoints."
+            f"the disk of --workdir={workdir} has {free / 1e6:,.2f} MB left, but the checkpoints of this run need "
+            f"{needed / 1e6:,.2f} MB. Free some space, choose another folder or lower training.keep_checkpoints."
         )
 
 
@@ -151,7 +157,7 @@ def full(folder: Path, what: str) -> str:
     """The words for a full disk: which one, and what it has no room for."""
     mount = next(place for place in (folder, *folder.absolute().parents) if os.path.ismount(place))
     return (
-        f"the disk at {mount} is full ({shutil.disk_usage(folder).free / 1e9:.3f} GB left): {what}. "
+        f"the disk at {mount} is full ({shutil.disk_usage(folder).free / 1e6:,.2f} MB left): {what}. "
         "Free some space there; the same command goes on."
     )
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 RANKS = [
-    {"types", "keys", "lookup", "devices", "workdir", "locks", "provenance", "flags", "torch_file", "evaluations"},
+    {"types", "keys", "lookup", "devices", "workdir", "locks", "provenance", "flags", "torch_file", "evaluations"}
+    | {"checks", "user_code"},
     {"paths", "augment"},
     {"schedules", "gaussian", "decoder", "networks", "data", "metrics"},
     {"parameterization", "levels", "guidance", "points", "sde", "ode", "conditions", "learned_schedules"},

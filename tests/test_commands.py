@@ -145,7 +145,7 @@ class TestTraining:
             commands.train(small(), tmp_path / "file")
         monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(1000))
         with pytest.raises(
-            commands.Refused, match=r"has 0.000 GB left, but the checkpoints of this run need 0.00\d GB"
+            commands.Refused, match=r"has 0.00 MB left, but the checkpoints of this run need \d\.\d\d MB"
         ):
             commands.train(small(), tmp_path / "run")
 
@@ -365,6 +365,14 @@ class TestSampling:
             commands.sample(whole, **options)
         with pytest.raises(commands.Refused, match="holds no run"):
             commands.sample(whole / "samples")
+
+    def test_a_run_whose_config_is_gone_says_where_another_copy_is(self, whole, tmp_path):
+        folder = shutil.copytree(whole, tmp_path / "run")
+        (folder / "config.json").unlink()
+        with pytest.raises(commands.Refused, match=r"config.json is missing, .* up to step 24.*checkpoints/24/about"):
+            commands.sample(folder)
+        about = json.loads((folder / "checkpoints/24/about/metadata").read_text())
+        assert about["config"] == json.loads((whole / "config.json").read_text())
 
     def test_a_bare_denoiser_needs_to_say_what_it_draws(self):
         from diffusion.schedules import linear_beta

@@ -168,6 +168,20 @@ def test_wrong_flags_are_one_screen(tmp_path, flags, words):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def get_config():\n    return 1 / 0\n", "config.py, line 2: ZeroDivisionError: division by zero"),
+        ("def get_config(:\n", "config.py, line 1: SyntaxError: invalid syntax"),
+        ("import nowhere\n", "config.py, line 1: ModuleNotFoundError: No module named 'nowhere'"),
+    ],
+)
+def test_an_error_in_a_config_file_is_told_by_its_line(tmp_path, text, words):
+    (tmp_path / "config.py").write_text(text)
+    status, _, error = forks.program(f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path / 'run'}")
+    assert (status, error.splitlines()) == (2, [f"error: {tmp_path}/{words}"])
+
+
 def job(folder, processes, *words, devices=None):
     """The program in so many processes over the loopback, each with so many devices, or its own number."""
     with socket.socket() as free:
@@ -212,6 +226,29 @@ def test_a_sweep_is_launched_corrected_and_launched_again(tmp_path):
     assert [rows(tmp_path / name)[-1]["step"] for name in ("000", "001")] == [6, 6]
 
 
+def endless(folder):
+    """Two processes that train together, once they have logged something."""
+    flags = [*TINY_FLAGS, "--config.training.num_steps=100000", "--config.training.log_every=5"]
+    pair = job(folder, 2, *flags, "--config.training.sample_every=0")
+    deadline = time.time() + 120
+    while not (folder / "metrics.jsonl").exists() or not rows(folder):
+        assert time.time() < deadline
+        assert not any(run.poll() for run in pair), [run.communicate() for run in pair]
+        time.sleep(0.2)
+    return pair
+
+
+@pytest.mark.slow
+def test_a_process_whose_peer_was_killed_says_so_and_ends(tmp_path):
+    survivor, peer = endless(tmp_path / "run")
+    peer.kill()
+    _, error = survivor.communicate(timeout=60)
+    assert survivor.returncode == 1
+    assert "start all again with the same command" in error
+    assert "Traceback" not in error
+    peer.communicate()
+
+
 @pytest.mark.slow
 def test_two_processes_train_stop_together_and_sample_as_one(tmp_path):
     """A real job of two processes over the loopback, against the same run in one process."""
@@ -227,13 +264,7 @@ def test_two_processes_train_stop_together_and_sample_as_one(tmp_path):
     one, two = (np.load(next((tmp_path / n / "samples").glob("*.npz")))["arr_0"].astype(int) for n in ("one", "two"))
     assert np.abs(one - two).max() <= 2
 
-    endless = [*TINY_FLAGS, "--config.training.num_steps=100000", "--config.training.log_every=5"]
-    pair = job(tmp_path / "stopped", 2, *endless, "--config.training.sample_every=0")
-    deadline = time.time() + 120
-    while not (tmp_path / "stopped/metrics.jsonl").exists() or not rows(tmp_path / "stopped"):
-        assert time.time() < deadline
-        assert not any(run.poll() for run in pair), [run.communicate() for run in pair]
-        time.sleep(0.2)
+    pair = endless(tmp_path / "stopped")
     pair[1].send_signal(signal.SIGTERM)
     outputs = [run.communicate(timeout=120) for run in pair]
     assert [run.returncode for run in pair] == [3, 3], outputs

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -102,15 +103,23 @@ class TestPoints:
             ("add(DIGITS, {'training.num_steps': 'many'})", "training.num_steps is 'many'.*type"),
             ("add(DIGITS, {'seed': 1.5})", "seed is 1.5.*type"),
             ("add(DIGITS, {'training.num_steps': None})", "training.num_steps is None"),
+            ("add(DIGITS, {'training.num_steps': True})", "training.num_steps is True, expected a whole number"),
+            ("add(DIGITS, {'seed': 2**32})", "seed is 4294967296; expected .* at most 4294967295"),
             ("add('configs/nothing.py')", "point 0: there is no file configs/nothing.py"),
             ("add(DIGITS); add(EDM); add(DIGITS, {'seed': 0})", r"point 2 \(seed=0\) is the same run as point 0"),
             ("add(DIGITS, {'seed': random.randrange(10**9)})", "adds other points at each call"),
             ("pass", "adds no point"),
+            ("add(DIGITS, {'seed': nothing})", r"sweep.py, line \d: NameError: name 'nothing' is not defined"),
+            ("add(__file__)", "point 0: .*has no function `get_config`"),
         ],
     )  # fmt: skip
     def test_what_cannot_run_is_refused_with_the_nearest_name(self, tmp_path, line, expected):
         with pytest.raises(ValueError, match=f"(?s){expected}"):
             sweeps.points(written(tmp_path, line, head="import random"))
+
+    def test_a_number_that_is_none_is_the_same_at_each_call(self, tmp_path):
+        (point,) = sweeps.points(written(tmp_path, "add(DIGITS, {'optimizer.learning_rate': float('nan')})"))
+        assert math.isnan(point.config.optimizer.learning_rate)
 
     def test_files_that_are_no_sweep(self, tmp_path):
         with pytest.raises(ValueError, match="there is no file"):
@@ -118,6 +127,14 @@ class TestPoints:
         (tmp_path / "sweep.py").write_text("points = []\n")
         with pytest.raises(ValueError, match="has no function `sweep`"):
             sweeps.points(tmp_path / "sweep.py")
+        for text, words in {
+            "def sweep(add:\n": "sweep.py, line 1: SyntaxError: '\\(' was never closed",
+            "\nimport nowhere\n": "sweep.py, line 2: ModuleNotFoundError",
+            "def sweep(): pass\n": r"sweep.py: TypeError: sweep\(\) takes 0",
+        }.items():
+            (tmp_path / "sweep.py").write_text(text)
+            with pytest.raises(ValueError, match=words):
+                sweeps.points(tmp_path / "sweep.py")
 
     def test_the_worked_example_is_every_combination(self):
         found = sweeps.points(ROOT / "experiments/schedules_objectives/sweep.py")
@@ -271,8 +288,7 @@ class TestLocalLauncher:
             return shell(f"cp -r {tmp_path}/ready/{point.name}/. {base / point.name}; exit 2")
 
         monkeypatch.setattr(module, "_command", refused)
-        with pytest.raises(commands.Failed):
-            commands.sweep(file, tmp_path / "others", launch="local")
+        assert commands.sweep(file, tmp_path / "others", launch="local")
         assert kinds(points, tmp_path / "others") == ["done"] * 3
         monkeypatch.setattr(module, "_command", command)
         with pytest.raises(commands.Failed, match=r"(?s)1 of 3 points failed.*001/log.txt ends\n    the disk was full"):

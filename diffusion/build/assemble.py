@@ -13,6 +13,7 @@ from diffusion import augment, bound, lookup, losses, objectives, workdir
 from diffusion.build import parts
 from diffusion.build.learned import make_learned, with_schedule
 from diffusion.build.run import Facts, Guide, Run
+from diffusion.checks import check_numbers
 from diffusion.conditions import Conditions
 from diffusion.config import BESIDES_OPTIONS, DEFAULTS, from_json, make, to_json
 from diffusion.data.dataset import Dataset
@@ -38,7 +39,7 @@ def build(config: ConfigDict, facts: Facts | None = None) -> Run | Guide:
     facts: what is known of the data set; None opens it (and may prepare or download it) to find out.
     """
     config = config.copy_and_resolve_references()
-    parts.check_training(config)
+    check_numbers(config)
     parts.check_augment(config.data)
     ema.named(config.ema.decays)
     learned = make_learned(config)

@@ -197,41 +197,6 @@ def open_dataset(config: ConfigDict, split: str) -> Dataset:
     return make("data", config.data, split=split)
 
 
-def check_training(config: ConfigDict) -> None:
-    """ValueError for numbers of steps, images or samples that are none."""
-    training = config.training
-    for name in ("num_steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep_checkpoints"):
-        if training[name] is None or training[name] < 1:
-            raise ValueError(f"training.{name} is {training[name]}, expected a whole number of at least 1.")
-    if training.sample_every < 0:
-        raise ValueError(f"training.sample_every is {training.sample_every}, expected 0 (no grids) or more.")
-    _check_dispatch(config)
-    evaluation = config.evaluation
-    if evaluation.every < 0 or evaluation.num_samples < 2 or evaluation.num_steps < 1:
-        raise ValueError(
-            f"got evaluation.every={evaluation.every}, num_samples={evaluation.num_samples}, "
-            f"num_steps={evaluation.num_steps}; expected 0 (never) or more, at least 2, at least 1."
-        )
-    for name, value in {"num_samples": config.logging.num_samples, "sample_steps": config.logging.sample_steps}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"logging.{name} is {value}, expected a whole number of at least 1.")
-
-
-def _check_dispatch(config: ConfigDict) -> None:
-    """ValueError where something is to happen in the middle of a dispatch, between whose updates nothing can."""
-    training, updates = config.training, config.training.steps_per_dispatch
-    if updates < 1:
-        raise ValueError(f"training.steps_per_dispatch is {updates}, expected 1 or more updates in one program.")
-    named = {f"training.{name}": training[name] for name in ("num_steps", "log_every", "checkpoint_every")}
-    named |= {"training.sample_every": training.sample_every, "evaluation.every": config.evaluation.every}
-    apart = [f"{name}={value}" for name, value in named.items() if value % updates]
-    if apart:
-        raise ValueError(
-            f"training.steps_per_dispatch is {updates}, and nothing happens between the steps of a dispatch, but it "
-            f"does not divide {', '.join(apart)}. Use multiples of {updates}, or steps_per_dispatch=1."
-        )
-
-
 def reads(block: ConfigDict) -> tuple[str, ...]:
     """The entries of cond that a network of this block reads besides what training adds."""
     options = {"class_conditional": "label", "text_conditional": "text"}

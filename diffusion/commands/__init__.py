@@ -1,6 +1,6 @@
 """What `main.py` does in each mode, also callable from a notebook: train(config, workdir), sample(workdir), ..."""
 
-from diffusion.commands.console import Failed, Refused, join_cluster
+from diffusion.commands.console import Failed, Refused, join_cluster, leave, unforeseen
 from diffusion.commands.dispatch import dispatch
 from diffusion.commands.dry_run import dry_run
 from diffusion.commands.edit import edit
@@ -21,10 +21,12 @@ __all__ = [
     "edit",
     "evaluate",
     "join_cluster",
+    "leave",
     "likelihood",
     "ref_stats",
     "report",
     "sample",
     "sweep",
     "train",
+    "unforeseen",
 ]

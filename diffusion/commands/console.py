@@ -1,6 +1,9 @@
 """What every command says to its user."""
 
 import contextlib
+import os
+import sys
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,10 +23,40 @@ class Failed(Exception):
 
 def join_cluster(**told: Any) -> None:
     """Makes this process one of a job's, as `devices.start_processes`; Refused where there is no cluster to join."""
+    print(
+        "joining the other processes of the job, for which this one waits up to 5 minutes", file=sys.stderr, flush=True
+    )
     try:
         devices.start_processes(**told)
     except ValueError as error:
         raise Refused(str(error)) from error
+
+
+def leave(status: int) -> int:
+    """The exit status; of a job, this process ends at once where what it met is its own.
+
+    The others may be waiting for it, and at its exit JAX would wait for them, and abort after a minute.
+    """
+    if jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+def unforeseen(error: Exception) -> int:
+    """The exit status for an error of a job's process that nobody expects, once it is told; elsewhere it is raised."""
+    if jax.process_count() == 1:
+        raise error
+    if not isinstance(error, jax.errors.JaxRuntimeError):  # whose traceback, of a connection that is gone, says nothing
+        traceback.print_exception(error)
+    print(
+        f"error: process {jax.process_index()} cannot go on with its job ({type(error).__name__}: "
+        f"{str(error).partition(chr(10))[0]}). Where another process was killed, or its machine is gone, start all "
+        "again with the same command: the run continues from its last checkpoint.",
+        file=sys.stderr,
+    )
+    return leave(1)
 
 
 @contextlib.contextmanager

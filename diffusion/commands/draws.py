@@ -38,8 +38,8 @@ def check_space(draws: Sequence[Draw]) -> None:
     free = shutil.disk_usage(draws[0].folder).free
     if free < needed:
         raise OSError(
-            f"{sum(missing)} samples take {needed / 1e9:.3f} GB, and the disk of {draws[0].folder} has "
-            f"{free / 1e9:.3f} GB left. Free some space, or draw fewer: num_samples."
+            f"{sum(missing)} samples take {needed / 1e6:,.2f} MB, and the disk of {draws[0].folder} has "
+            f"{free / 1e6:,.2f} MB left. Free some space, or draw fewer: num_samples."
         )
 
 

@@ -23,6 +23,9 @@ from diffusion.training.loop import in_flight
 PATIENCE = 60.0
 """Seconds after which no further step is timed."""
 
+WORTH_FREEING = 10**7
+"""Bytes of a data set on the devices that advice is worth; no step fails for fewer."""
+
 
 def dry_run(config: ConfigDict, folder: str | Path, *, num_steps: int = 10) -> None:
     """Says on one screen what training this config in this folder would be, and compiles its step; writes nothing.
@@ -241,9 +244,9 @@ def _advice(job: Job, line: costs.Line | None) -> str:
         lines.append("  --config.network.dtype=bfloat16   activations take half the bytes")
     if takes("network", config.network.name, "remat") and config.network.remat != "block":
         lines.append("  --config.network.remat=block   activations are computed again instead of kept")
-    if job.feed.held:
-        size = quantity(states.num_bytes(job.feed.held), "B")
-        lines.append(f"  --config.data.on_devices=False   the data set, {size}, is read ahead instead")
+    held = states.num_bytes(job.feed.held)
+    if held >= WORTH_FREEING:
+        lines.append(f"  --config.data.on_devices=False   the data set, {quantity(held, 'B')}, is read ahead instead")
     if count is not None:
         lines.append(f"  {count} devices or more, which share the batch")
     if line is not None and line.fixed >= line.limit and job.mesh.size > config.mesh.fsdp:

@@ -103,9 +103,11 @@ def _locally(todo: Sequence[Point], file: str | Path, base: Path, at_once: int) 
         raise Refused(f"{base} cannot be written to ({error.strerror}); choose another --workdir.") from error
     logs = {point.name: base / point.name / folders.LOG for point in todo}
     ended = local.run([local.Job(p.name, _command(p, file, base), logs[p.name]) for p in todo], at_once)
-    failed = [point for point in todo if ended.get(point.name, 0) not in (0, local.STOPPED)]
+    wrong = [point for point in todo if ended.get(point.name, 0) not in (0, local.STOPPED)]
+    kinds = {point.name: folders.state(point, base, [point]).kind for point in wrong}
+    failed = [point for point in wrong if kinds[point.name] not in ("done", "running")]  # there by another launcher
     for point in failed:
-        if folders.state(point, base, [point]).kind in ("begun", "not begun"):  # it died without a word
+        if kinds[point.name] in ("begun", "not begun"):  # it died without a word
             folders.record(point, base, "failed", f"exit status {ended[point.name]}")
     if failed:
         lines = [f"{len(failed)} of {len(todo)} points failed; the same command trains them again, or each alone:"]
@@ -113,7 +115,7 @@ def _locally(todo: Sequence[Point], file: str | Path, base: Path, at_once: int) 
             log = logs[point.name]
             lines += [f"  {shlex.join(_command(point, file, base))}", f"  {log} ends", *local.last_lines(log)]
         raise Failed("\n".join(lines))
-    return len(ended) == len(todo) and not any(ended.values())
+    return all(ended.get(point.name) == 0 or kinds.get(point.name) == "done" for point in todo)
 
 
 def _submitted(

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from diffusion.checks import check_numbers
 from diffusion.config import check_names, switch, to_json
 from diffusion.lookup import suggest
+from diffusion.user_code import running
 
 Added = tuple[str, dict[str, Any]]
 """What one call of `add` was given: a config's file, and overrides."""
@@ -52,11 +54,12 @@ def points(file: str | Path) -> list[Point]:
     {"schedule.name": "cosine_alpha_bar", "seed": 1}. Values are of the types that the config has: a number, a bool, a
     string, a tuple of them; None where the config leaves the key empty too.
 
-    ValueError: no such file, no function `sweep`, no points, a key or a component that is not known (with the nearest
-    that is), a value of another type, the same point twice, or points that change from one call to the next.
+    ValueError: no such file, an error in it (with its line), no function `sweep`, no points, a key or a component that
+    is not known (with the nearest that is), a value of another type, a number that no run can have (`checks`), the same
+    point twice, or points that change from one call to the next.
     """
     added = _added(Path(file))
-    if _added(Path(file)) != added:
+    if repr(_added(Path(file))) != repr(added):  # in words, as a NaN is not equal to itself
         raise ValueError(
             f"{file} adds other points at each call, so that an index says nothing. Draw random values from a "
             "generator with a seed, such as random.Random(0), made inside of sweep."
@@ -84,7 +87,8 @@ def _added(file: Path) -> list[Added]:
     def add(config: str | Path, overrides: Mapping[str, Any] | None = None) -> None:
         added.append((str(config), {key: _plain(value) for key, value in (overrides or {}).items()}))
 
-    module.sweep(add)
+    with running(file):
+        module.sweep(add)
     return added
 
 
@@ -102,17 +106,23 @@ def _load(file: Path, expected: str) -> ModuleType:
     if spec is None or spec.loader is None or not path.is_file():
         raise ValueError(f"there is no file {file} (that is {path.absolute()}); expected {expected}.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with running(file):
+        spec.loader.exec_module(module)
     return module
 
 
 def _point(index: int, file: str, overrides: dict[str, Any]) -> Point:
     try:
-        config = _load(Path(file), "a config, such as configs/ddpm_digits.py").get_config()
+        module = _load(Path(file), "a config, such as configs/ddpm_digits.py")
+        if not callable(getattr(module, "get_config", None)):
+            raise ValueError(f"{file} has no function `get_config`; expected one that returns a config.")
+        with running(file):
+            config = module.get_config()
         for key, value in overrides.items():
             _set(config, key, value)
         switch(config, overrides)
         check_names(config)
+        check_numbers(config)
     except ValueError as error:
         raise ValueError(f"{_named(index, overrides)}: {error}") from error
     return Point(index, file, overrides, config)

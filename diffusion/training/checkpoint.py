@@ -164,7 +164,7 @@ class Checkpoints:
                 shutil.rmtree(part, ignore_errors=True)
             kept = workdir.steps_in(self.folder)
             last = f"the last one, step {kept[-1]}, is whole" if kept else "there was none before"
-            what = f"the checkpoint of step {self._saving} needs {self._bytes / 1e9:.3f} GB; {last}"
+            what = f"the checkpoint of step {self._saving} needs {self._bytes / 1e6:,.2f} MB; {last}"
             raise workdir.DiskFull(workdir.full(self.folder, what)) from error
 
 

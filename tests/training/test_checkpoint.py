@@ -72,7 +72,7 @@ class TestFullDisk:
             save(folder, 1)
             free = shutil.disk_usage(place).free
             (place / "filler").write_bytes(bytes(free - 24 * 1024))
-            words = f"the disk at {place} is full .*step 2 needs 0.000 GB; the last one, step 1, is whole.*goes on"
+            words = f"the disk at {place} is full .*step 2 needs 0.00 MB; the last one, step 1, is whole.*goes on"
             with pytest.raises(workdir.DiskFull, match=words):
                 save(folder, 2)
             assert {entry.name for entry in folder.iterdir()} == {"1"}
@@ -115,7 +115,7 @@ class TestFullDisk:
         (tmp_path / "checkpoints/7.orbax-checkpoint-tmp/state/d").write_bytes(bytes(600))
         monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=400))
         workdir.check_space(tmp_path, 500, 1, 0)
-        with pytest.raises(OSError, match="need 0.000 GB"):
+        with pytest.raises(OSError, match="need 0.00 MB"):
             workdir.check_space(tmp_path, 501, 1, 0)
 
     @pytest.mark.parametrize("damaged", [(), (1,), (3,), (2, 3)])
