@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from diffusion import continuous_bound
 from diffusion.bound import ChainTerm, prior
 from diffusion.gaussian import diffuse
-from diffusion.keys import stream
+from diffusion.keys import noise, stream
 from diffusion.learned_schedules import LearnedSchedule, for_less_variance
 from diffusion.levels import LevelSampler, adaptive
 from diffusion.lookup import suggest
@@ -219,7 +219,7 @@ def continuous_bound_loss(
     def draw(batch: Mapping[str, Any], key: PRNGKeyArray, memory: None) -> Any:
         x_0, cond = batch["image"], {k: v for k, v in batch.items() if k != "image"}
         t = levels(stream(key, "levels"), x_0.shape[0]).t
-        return x_0, cond, t, *(jax.random.normal(stream(key, name), x_0.shape) for name in ("noise", "reconstruction"))
+        return x_0, cond, t, *(noise(stream(key, name), x_0.shape) for name in ("noise", "reconstruction"))
 
     def per_sample(params: Any, rows: Any, key: PRNGKeyArray) -> tuple[Any, dict[str, Any]]:
         x_0, cond, t, eps, first_eps = rows
@@ -286,7 +286,7 @@ def _over_levels(error: Callable[..., dict[str, Any]], levels: LevelSampler, sel
         x_0, cond = batch["image"], {k: v for k, v in batch.items() if k != "image"}
         n = x_0.shape[0]
         level, importance, place = sampler.draw(_begun(memory), stream(key, "levels"), n)
-        eps = jax.random.normal(stream(key, "noise"), x_0.shape, x_0.dtype)
+        eps = noise(stream(key, "noise"), x_0.shape)
         coin = jax.random.bernoulli(stream(key, "coin"), 0.5, (n,)) if self_conditioning else None
         return Rows(x_0, cond, eps, level, jnp.broadcast_to(importance, (n,)), place, coin)
 
