@@ -295,7 +295,7 @@ class TestRefusals:
 
     def test_a_disk_without_room_is_refused(self, trained, monkeypatch):
         monkeypatch.setattr(draws.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
-        with pytest.raises(commands.Refused, match="samples take 0.0\d MB"):
+        with pytest.raises(commands.Refused, match=r"samples take 0.0\d MB"):
             evaluate(trained)
 
 

@@ -32,12 +32,17 @@ def join_cluster(**told: Any) -> None:
         raise Refused(str(error)) from error
 
 
+def _of_several() -> bool:
+    """Whether this process is one of a job's several; asks JAX for no device where it has not joined any."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
 def leave(status: int) -> int:
     """The exit status; of a job, this process ends at once where what it met is its own.
 
     The others may be waiting for it, and at its exit JAX would wait for them, and abort after a minute.
     """
-    if jax.process_count() > 1:
+    if _of_several():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -46,7 +51,7 @@ def leave(status: int) -> int:
 
 def unforeseen(error: Exception) -> int:
     """The exit status for an error of a job's process that nobody expects, once it is told; elsewhere it is raised."""
-    if jax.process_count() == 1:
+    if not _of_several():
         raise error
     if not isinstance(error, jax.errors.JaxRuntimeError):  # whose traceback, of a connection that is gone, says nothing
         traceback.print_exception(error)
