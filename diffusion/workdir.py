@@ -51,13 +51,12 @@ class DiskFull(OSError):
 def read(workdir: Path, name: str) -> Any:
     """The content of one of the run's JSON files; FileNotFoundError says what a run folder looks like."""
     file = Path(workdir) / name
-    steps = saved_steps(Path(workdir))
-    if not file.exists() and steps:
-        raise FileNotFoundError(
-            f"{file} is missing, though {workdir} holds checkpoints up to step {steps[-1]}. Restore it from a copy; "
-            f"the config is also kept in {workdir}/checkpoints/{steps[-1]}/about."
-        )
     if not file.exists():
+        if steps := saved_steps(Path(workdir)):
+            raise FileNotFoundError(
+                f"{file} is missing, though {workdir} holds checkpoints up to step {steps[-1]}. Restore it from a "
+                f"copy; the config is also kept in {workdir}/checkpoints/{steps[-1]}/about."
+            )
         raise FileNotFoundError(
             f"{workdir} holds no run: {file} is missing. Expected a folder that training wrote, such as the one that "
             "`python main.py --config=configs/ddpm_digits.py --workdir=runs/digits` makes."
