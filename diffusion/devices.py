@@ -74,6 +74,8 @@ def gathered(tree: Any, mesh: Mesh) -> Any:
 
     Left to itself the compiler would rather move the activations of a layer than the parameters.
     """
+    if mesh.shape.get("fsdp", 1) == 1:  # they are whole already
+        return tree
 
     def placed(tree: Any, place: Callable[[tuple[int, ...]], NamedSharding]) -> Any:
         return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, place(leaf.shape)), tree)
@@ -217,12 +219,12 @@ def remember_compilations() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    kind = hashlib.sha256(" ".join(_processor()).encode()).hexdigest()[:8]
+    kind = hashlib.sha256(" ".join(processor()).encode()).hexdigest()[:8]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "diffusion" / "compiled" / kind
     jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
-def _processor() -> list[str]:
+def processor() -> list[str]:
     """What machine code depends on: the architecture, and on Linux all that the processor is able to do."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []

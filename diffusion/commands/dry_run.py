@@ -123,7 +123,7 @@ def _compiled(job: Job) -> tuple[Any, str | None]:
     _row("", f"compiled in {duration(time.perf_counter() - start)}")
     updates = job.run.config.training.steps_per_dispatch
     waiting = job.feed.on_devices_ahead(job.mesh, in_flight(updates), stacked=updates)
-    memory, limit = costs.memory(step, waiting), devices.memory_limit(job.mesh.local_devices[0])
+    memory, limit = step.memory(waiting), devices.memory_limit(job.mesh.local_devices[0])
     if memory is not None:
         _say_memory(memory, limit)
         if limit is not None and memory.peak > limit:

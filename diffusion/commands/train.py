@@ -21,7 +21,7 @@ from diffusion.commands.watching import Watch, watch
 from diffusion.config import config as default_config
 from diffusion.config import to_json
 from diffusion.provenance import provenance
-from diffusion.training import soundness
+from diffusion.training import programs, soundness
 from diffusion.training import state as states
 from diffusion.training.checkpoint import Checkpoints
 from diffusion.training.feed import Feed
@@ -29,7 +29,7 @@ from diffusion.training.hooks import Recorder, painter, saver
 from diffusion.training.logs import Logs, NonFiniteLoss
 from diffusion.training.loop import Hook, Stop, fit, stop_signals
 from diffusion.training.state import TrainState
-from diffusion.training.step import compile_step, make_train_step
+from diffusion.training.step import TrainStep, compile_step, make_train_step
 
 EACH_ITS_OWN = ("data.data_dir", "data.archive", "data.num_workers")
 """Keys that the processes of a job may set in different ways."""
@@ -138,30 +138,51 @@ def standing(job: Job, folder: Path) -> tuple[int, Mapping[int, str]]:
 
 
 def traced(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Feed, key: jax.Array) -> Any:
-    """The updates of one dispatch as a program; `compiled` is what training calls.
+    """The updates of one dispatch as one program, to be looked at; `compiled` is what training calls.
 
     key: the run's own, of its seed.
     """
-    training, updates = run.config.training, run.config.training.steps_per_dispatch
-    ways = {"mesh": mesh, "microbatches": training.microbatches, "ema_warmup": run.config.ema.warmup}
-    step = make_train_step(run.loss, run.optimizer, run.ema_decays, **ways)
-    program = compile_step(step, mesh, target, read=feed.read, updates=updates)
-    return program.trace(target, feed.now(0, mesh, stacked=updates), keys.stream(key, "train"), feed.held)
+    updates = run.config.training.steps_per_dispatch
+    program = compile_step(_step(run, mesh), mesh, target, read=feed.read, updates=updates)
+    return program.trace(*_given(run, mesh, target, feed, key))
 
 
 def compiled(run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Feed, key: jax.Array) -> Any:
-    """The program of one dispatch, compiled: (state, rows, key, held) -> (state, metrics).
+    """What does one dispatch, compiled (`training/programs.py`): (state, rows, key, held) -> (state, metrics).
 
     Python's collector of garbage rests meanwhile: it would walk through a trace's objects, none of them garbage, again
     and again.
     """
-    collecting = gc.isenabled()
+    collecting, updates = gc.isenabled(), run.config.training.steps_per_dispatch
     gc.disable()
     try:
-        return traced(run, mesh, target, feed, key).lower().compile()
+        given = _given(run, mesh, target, feed, key)
+        ways = {"read": feed.read, "updates": updates, "name": _name(run, given)}
+        return programs.compiled(_step(run, mesh), mesh, given, **ways)
     finally:
         if collecting:
             gc.enable()
+
+
+def _step(run: build.Run | build.Guide, mesh: Any) -> TrainStep:
+    """One update of this run, its state on the mesh."""
+    ways = {"mesh": mesh, "microbatches": run.config.training.microbatches, "ema_warmup": run.config.ema.warmup}
+    return make_train_step(run.loss, run.optimizer, run.ema_decays, **ways)
+
+
+def _name(run: build.Run | build.Guide, given: programs.Arguments) -> str:
+    """What makes it likely that a program is the same as last time: the config, but for what changes no update."""
+    config = dict(workdir.flat(to_json(run.config)))
+    same = {key: value for key, value in config.items() if key != "seed" and not key.startswith(workdir.MAY_CHANGE)}
+    return str((sorted(same.items()), run.facts, jax.tree.map(jax.numpy.shape, given[1])))
+
+
+def _given(
+    run: build.Run | build.Guide, mesh: Any, target: TrainState, feed: Feed, key: jax.Array
+) -> programs.Arguments:
+    """What the first dispatch of this run is given."""
+    rows = feed.now(0, mesh, stacked=run.config.training.steps_per_dispatch)
+    return target, rows, jax.eval_shape(lambda: keys.stream(key, "train")), feed.held
 
 
 @contextlib.contextmanager

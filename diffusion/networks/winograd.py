@@ -70,6 +70,7 @@ def _grid(h: int, w: int) -> tuple[int, int]:
     return -(-h // TILE), -(-w // TILE)
 
 
+@jax.jit
 def _patches(x: Array) -> Array:
     """[b, h, w, c] -> [36, tiles, c]: the 6x6 patches that overlap by 2, with their side of the product applied.
 

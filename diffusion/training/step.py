@@ -1,5 +1,6 @@
 """One optimizer update as a pure function, and its compilation over a mesh."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +14,22 @@ from diffusion.losses import Loss
 from diffusion.training import ema
 from diffusion.training.optim import global_norm
 from diffusion.training.state import TrainState, shardings
+from diffusion.types import Params
 
-TrainStep = Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, Any]]]
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """train_step(state, batch, key) -> (state, metrics), one update, made of two halves.
+
+    of_batch(state, batch, key) -> (gradient, metrics): of the state it reads step, params and memory.
+    move(state, gradient, metrics) -> (state, metrics): the optimizer's update, and the averages'.
+    """
+
+    of_batch: Callable[[TrainState, Any, jax.Array], tuple[Params, dict[str, Any]]]
+    move: Callable[[TrainState, Params, dict[str, Any]], tuple[TrainState, dict[str, Any]]]
+
+    def __call__(self, state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        return self.move(state, *self.of_batch(state, batch, key))
 
 
 def make_train_step(
@@ -36,11 +51,12 @@ def make_train_step(
     clipping).
     """
 
-    def train_step(state: TrainState, batch: Any, key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+    def of_batch(state: TrainState, batch: Any, key: jax.Array) -> tuple[Params, dict[str, Any]]:
         step_key = keys.at_step(key, state.step)
-        grads, metrics = gradient(
-            loss, state.params, batch, step_key, memory=state.memory, mesh=mesh, microbatches=microbatches
-        )
+        ways: dict[str, Any] = {"memory": state.memory, "mesh": mesh, "microbatches": microbatches}
+        return gradient(loss, state.params, batch, step_key, **ways)
+
+    def move(state: TrainState, grads: Params, metrics: dict[str, Any]) -> tuple[TrainState, dict[str, Any]]:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
@@ -49,7 +65,7 @@ def make_train_step(
         memory = metrics.pop("memory", None)
         return TrainState(step, params, opt_state, averages, memory), metrics
 
-    return train_step
+    return TrainStep(of_batch, move)
 
 
 def gradient(
@@ -102,7 +118,7 @@ def _in_turn(of_rows: Callable[..., Any], params: Any, rows: Any, key: jax.Array
 
 
 def compile_step(
-    step: TrainStep,
+    step: Callable[[TrainState, Any, jax.Array], tuple[TrainState, dict[str, Any]]],
     mesh: Mesh,
     state_shape: TrainState,
     *,
