@@ -30,7 +30,7 @@ def adam(
     clip_norm:    gradients are scaled down to this global norm (DDPM: 1); 0 is no clipping.
     """
     rate = _rate(learning_rate, warmup_steps, decay_steps)
-    return _clipped(optax.adam(rate, b1, b2, eps), clip_norm)
+    return _clipped(_array_by_array(optax.adam(rate, b1, b2, eps)), clip_norm)
 
 
 def adamw(
@@ -45,7 +45,7 @@ def adamw(
 ) -> Optimizer:
     """Adam with decoupled weight decay (Loshchilov & Hutter 2017); the other options as for `adam`."""
     rate = _rate(learning_rate, warmup_steps, decay_steps)
-    return _clipped(optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay), clip_norm)
+    return _clipped(_array_by_array(optax.adamw(rate, b1, b2, eps, weight_decay=weight_decay)), clip_norm)
 
 
 def _rate(learning_rate: float, warmup_steps: int, decay_steps: int | None) -> optax.Schedule:
@@ -58,6 +58,29 @@ def _rate(learning_rate: float, warmup_steps: int, decay_steps: int | None) -> o
     if decay_steps <= warmup_steps:
         raise ValueError(f"got decay_steps={decay_steps}, expected more than warmup_steps={warmup_steps}.")
     return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps)
+
+
+def _array_by_array(optimizer: Optimizer) -> Optimizer:
+    """An optimizer that treats each array by itself, its state unchanged: arrays of one shape are traced once."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        tree: Any = jax.tree.structure(grads)
+        parts, whole = jax.tree.flatten(state, is_leaf=lambda part: jax.tree.structure(part) == tree)
+        columns = [jax.tree.leaves(part) for part in parts]  # a moment of each array, or one count for all
+        one, updates, states = jax.jit(optimizer.update), [], []
+        given = [jax.tree.leaves(arrays) for arrays in (grads, params) if arrays is not None]
+        for i, (array, *param) in enumerate(zip(*given, strict=True)):
+            own = jax.tree.unflatten(whole, [column[i % len(column)] for column in columns])
+            by, own = one(array, own, *param)
+            updates.append(by)
+            states.append(jax.tree.leaves(own))
+        moved = [
+            jax.tree.unflatten(jax.tree.structure(part), new[: len(column)])
+            for part, column, new in zip(parts, columns, zip(*states, strict=True), strict=True)
+        ]
+        return jax.tree.unflatten(tree, updates), jax.tree.unflatten(whole, moved)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def _clipped(optimizer: Optimizer, clip_norm: float) -> Optimizer:
@@ -76,6 +99,7 @@ def _within(grads: Any, norm: float) -> Any:
     return optax.tree.scale(jax.lax.rsqrt(jnp.maximum(1.0, jnp.square(global_norm(grads) / norm))), grads)
 
 
+@jax.jit  # clipping and the metrics ask for the same one, which is traced once
 def global_norm(tree: Any) -> jax.Array:
     """The root of the sum of all squares in a tree of arrays, in their own precision.
 

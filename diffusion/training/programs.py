@@ -94,11 +94,16 @@ def _two(step: TrainStep, mesh: Mesh, given: Arguments, read: Callable[[Any, Any
     last_gradient, last_move = (Recall(f"{part} of {name}", mesh) for part in ("gradient", "move"))
     state, everywhere = shardings(given[0], mesh), devices.replicated(mesh)
     asked = (_asked(state), devices.split(mesh), everywhere, everywhere)
-    first = jax.jit(gradient, in_shardings=asked, out_shardings=(state.params, everywhere))
+    first = jax.jit(gradient, keep_unused=True, in_shardings=asked, out_shardings=(state.params, everywhere))
     traced = first.trace(_asked(given[0]), *given[1:])
     with ThreadPoolExecutor(1) as beside:
         compiling = beside.submit(last_gradient.compiled, traced.lower())
-        found = (state, state.params, everywhere)
-        second = jax.jit(move, donate_argnums=0, in_shardings=found, out_shardings=(state, everywhere))
+        second = jax.jit(
+            move,
+            donate_argnums=0,
+            keep_unused=True,
+            in_shardings=(state, state.params, everywhere),
+            out_shardings=(state, everywhere),
+        )
         moving = last_move.compiled(second.trace(given[0], *traced.out_info).lower())
         return Two(compiling.result(), moving, num_bytes_each((given[0].opt_state, given[0].ema)))

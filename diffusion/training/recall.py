@@ -2,12 +2,13 @@
 
 JAX's own cache asks for what a program is lowered to, so that it cannot be asked before all tracing is done, and then
 XLA needs as long again to load a large program. Here the program that had the same name last time is loaded while this
-time's is traced, and taken only if both are lowered to the same, line by line. So no name can make a run compute
-something else; one that is wrong costs the second core's time.
+time's is traced, and taken only if both are lowered to the same text. So no name can make a run compute something else;
+one that is wrong costs the second core's time.
 """
 
 import contextlib
 import hashlib
+import importlib.metadata
 import io
 import os
 import pickle
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.lib
 from jax.experimental import serialize_executable
+from jax.extend.mlir import passmanager
 from jax.sharding import Mesh
 
 from diffusion import devices
@@ -64,11 +65,13 @@ class Recall:
     def compiled(self, lowered: Any) -> Any:
         """The program lowered, ready to run: last time's if it is the same, else compiled, and kept if that was long.
 
-        It is the same where the text of what was lowered is, with the source's lines, and the trees of its arguments.
+        lowered: of a function jitted with keep_unused, so that its text has all arguments. The same are two of one text
+        whose arguments and results have the same names. One that calls Python back is always compiled.
         """
-        if self._file is None:
+        text = b"" if self._file is None else _text(lowered)
+        if self._file is None or b"_callback" in text:
             return lowered.compile()
-        identity = _digest(_text(lowered), lowered.in_tree, lowered.out_tree)
+        identity = _digest(hashlib.sha256(text).hexdigest(), lowered.in_tree, lowered.out_tree)
         if self._loading is not None and self._last is not None and self._last.identity == identity:
             program = self._loading.result()
             if program is not None:
@@ -85,11 +88,14 @@ class _Kept(NamedTuple):
     packed: bytes
 
 
-def _text(lowered: Any) -> str:
-    """A digest of what was lowered, with the lines of the source."""
-    text = io.BytesIO()
-    lowered.compiler_ir().operation.write_bytecode(text)
-    return hashlib.sha256(text.getbuffer()).hexdigest()
+def _text(lowered: Any) -> bytes:
+    """What was lowered, without the places in the source that it comes from, in MLIR's short form."""
+    module = lowered.compiler_ir()
+    with module.context:
+        bare, text = module.operation.clone(), io.BytesIO()
+        passmanager.PassManager.parse("builtin.module(strip-debuginfo)").run(bare)
+        bare.write_bytecode(text)
+    return text.getvalue()
 
 
 def _digest(*parts: Any) -> bytes:
@@ -99,8 +105,14 @@ def _digest(*parts: Any) -> bytes:
 def _surroundings() -> tuple[Any, ...]:
     """What a compiled program depends on besides itself: versions, the processor, settings."""
     settings = {name: value for name, value in os.environ.items() if name.startswith(("XLA_", "JAX_"))}
-    versions = (platform.python_version(), jax.__version__, jax.lib.__version__)
-    return versions, devices.processor(), sorted(jax.config.values.items()), sorted(settings.items())
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
+    return (
+        platform.python_version(),
+        versions,
+        devices.processor(),
+        sorted(jax.config.values.items()),
+        sorted(settings.items()),
+    )
 
 
 def _read(file: Path) -> _Kept | None:
@@ -124,8 +136,8 @@ def _keep(file: Path, identity: bytes, program: Any) -> None:
     """Writes a program, atomically; where that cannot be, it says so: JAX's cache has the program too."""
     try:
         packed = zlib.compress(pickle.dumps(serialize_executable.serialize(program)), 1)
-    except NotImplementedError:  # one with constants of its own, which JAX does not take apart
-        return
+    except (NotImplementedError, AttributeError, TypeError, ValueError, pickle.PicklingError):
+        return  # a kind of program that JAX does not take apart, such as one with constants of its own
     new = file.with_name(f"{file.name}.{os.getpid()}.new")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

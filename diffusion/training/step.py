@@ -144,5 +144,9 @@ def compile_step(
     state, everywhere = shardings(state_shape, mesh), devices.replicated(mesh)
     rows = devices.split(mesh, axis=int(updates > 1))
     return jax.jit(
-        program, donate_argnums=0, in_shardings=(state, rows, everywhere, everywhere), out_shardings=(state, everywhere)
+        program,
+        donate_argnums=0,
+        keep_unused=True,
+        in_shardings=(state, rows, everywhere, everywhere),
+        out_shardings=(state, everywhere),
     )

@@ -83,6 +83,45 @@ class TestOptim:
         assert float(update) == pytest.approx(-0.1 * 0.5 * 2.0)
 
     @pytest.mark.parametrize(
+        ("ours", "plain"),
+        [
+            (optim.adam(0.1), optax.adam(optax.constant_schedule(0.1))),
+            (optim.adamw(0.1, weight_decay=0.3), optax.adamw(optax.constant_schedule(0.1), weight_decay=0.3)),
+        ],
+    )
+    def test_array_by_array_it_is_the_update_and_the_state_of_optax(self, ours, plain):
+        rng = np.random.default_rng(0)
+        params = {"a": [rng.normal(size=(2, 3)), rng.normal(size=(2, 3))], "b": rng.normal(size=4), "c": rng.normal()}
+        params = jax.tree.map(jnp.float32, params)
+        states = [optimizer.init(params) for optimizer in (ours, plain)]
+        for i in range(3):
+            grads = jax.tree.map(lambda leaf, i=i: jnp.sin((i + 2) * leaf), params)
+            (update, states[0]), (expected, states[1]) = (
+                jax.jit(optimizer.update)(grads, state, params)
+                for optimizer, state in zip((ours, plain), states, strict=True)
+            )
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), update, expected)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *states)
+        assert int(states[0][0].count) == 3
+
+    def test_an_update_without_parameters_is_that_of_adam(self):
+        optimizer, grads = optim.adam(0.1), {"a": jnp.float32([1.0, -2.0]), "b": jnp.float32(3.0)}
+        updates, _ = optimizer.update(grads, optimizer.init(grads))
+        np.testing.assert_allclose([*updates["a"], updates["b"]], [-0.1, 0.1, -0.1], rtol=1e-5)
+
+    def test_arrays_of_one_shape_are_traced_once(self):
+        traced = []
+
+        def update(grads, state, params=None):
+            traced.append(jnp.shape(grads))
+            return grads, state
+
+        grads = {"a": jnp.ones(3), "b": jnp.ones((3, 2)), "c": jnp.zeros(3), "d": jnp.ones((3, 2))}
+        optimizer = optim._array_by_array(optax.GradientTransformation(lambda params: (), update))
+        jax.jit(optimizer.update)(grads, ())
+        assert sorted(traced) == [(3,), (3, 2)]
+
+    @pytest.mark.parametrize(
         "options",
         [
             {"learning_rate": 0.0},
