@@ -57,7 +57,7 @@ class Recall:
     def __init__(self, name: str, mesh: Mesh) -> None:
         kept = folder()
         self._file = None if kept is None else kept / _digest(name, mesh.devices.tolist(), *_surroundings()).hex()
-        self._last = _read(self._file) if self._file is not None and self._file.exists() else None
+        self._last = None if self._file is None else _read(self._file)
         self._loading: Future[Any] | None = None
         if self._last is not None:
             self._loading = _LOADER.submit(_load, self._last.packed, mesh)
@@ -116,8 +116,11 @@ def _surroundings() -> tuple[Any, ...]:
 
 
 def _read(file: Path) -> _Kept | None:
-    """What a file holds; None where it is damaged."""
-    content = file.read_bytes()
+    """What a file holds; None where it is missing, somebody else's alone, or damaged."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
     identity, digest, packed = content[:DIGEST], content[DIGEST : 2 * DIGEST], content[2 * DIGEST :]
     return _Kept(identity, packed) if hashlib.sha256(packed).digest() == digest else None
 

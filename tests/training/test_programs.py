@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from diffusion import build, keys
 from diffusion.config import config
-from diffusion.training import programs
+from diffusion.training import programs, recall
 from diffusion.training import state as states
 from diffusion.training.feed import Feed
 from diffusion.training.programs import One, Two
@@ -19,36 +19,50 @@ train = importlib.import_module("diffusion.commands.train")  # the package has a
 LAYOUTS = {"one": (1, 1), "both": (4, 2)}
 
 
-def job(updates=1):
-    """A run whose state has all that a state can have, and a layer that is shared out."""
-    run = build.build(
-        config(
-            network={"name": "mlp", "channels": 128, "num_blocks": 1, "dropout": 0.1},
-            levels={"name": "loss_second_moment", "history": 1},
-            optimizer={"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0, "warmup_steps": 2},
-            ema={"decays": (0.9, 0.999), "warmup": True},
-            training={"num_steps": 4, "batch_size": 16, "microbatches": 2, "steps_per_dispatch": updates},
-        )
-    )
-    return run, Feed(rows=run.batches())
+JOB = {
+    "network": {"name": "mlp", "channels": 128, "num_blocks": 1, "dropout": 0.1},
+    "levels": {"name": "loss_second_moment", "history": 1},
+    "optimizer": {"name": "adam", "learning_rate": 1e-3, "clip_norm": 1.0, "warmup_steps": 2},
+    "ema": {"decays": (0.9, 0.999), "warmup": True},
+    "training": {"num_steps": 4, "batch_size": 16, "microbatches": 2},
+}
+"""A run whose state has all that a state can have, and a layer that is shared out."""
 
 
-def compiled(layout="one", updates=1):
+def compiled(layout="one", **changed):
+    """(run, mesh, the state's shapes, feed, program); changed: blocks of the config."""
     data, fsdp = LAYOUTS[layout]
     mesh = Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), ("data", "fsdp"))
-    run, feed = job(updates)
-    target = states.abstract(run.new_state, mesh)
+    blocks = {name: JOB.get(name, {}) | block if isinstance(block, dict) else block for name, block in changed.items()}
+    run = build.build(config(**JOB | blocks))
+    feed, target = Feed(rows=run.batches()), states.abstract(run.new_state, mesh)
     return run, mesh, target, feed, train.compiled(run, mesh, target, feed, jax.random.key(3))
 
 
-def trained(layout):
-    """(program, target, the metrics of four updates, the state after them)."""
-    run, mesh, target, feed, program = compiled(layout)
+def trained_with(program, run, mesh, feed):
+    """(the state after four updates, their metrics)."""
     state, found = states.create(run.new_state, jax.random.key(5), mesh), []
     for i in range(4):
         state, metrics = program(state, feed.now(i, mesh), keys.stream(jax.random.key(3), "train"), feed.held)
         found.append(metrics)
+    return state, found
+
+
+def trained(layout):
+    """(program, the state's shapes, the metrics of four updates, the state after them)."""
+    run, mesh, target, feed, program = compiled(layout)
+    state, found = trained_with(program, run, mesh, feed)
     return program, target, found, state
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Programs are kept in a folder of their own, however soon they are compiled."""
+    monkeypatch.setattr(recall, "WORTH", 0)
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path / "programs"
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def in_two(monkeypatch):
@@ -81,6 +95,28 @@ def test_the_state_that_was_given_is_used_up_by_both(monkeypatch):
         in_two(monkeypatch)
 
 
+@pytest.mark.parametrize("large", [programs.LARGE, 0])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_was_kept_is_taken_and_trains_to_the_same_bits(kept, monkeypatch, layout, large):
+    monkeypatch.setattr(programs, "LARGE", large)
+    first, _, metrics, state = trained(layout)
+    assert len(list(kept.iterdir())) == {One: 1, Two: 2}[type(first)]
+    with monkeypatch.context() as context:
+        context.setattr(jax.stages.Lowered, "compile", lambda _: pytest.fail("compiled"))
+        run, mesh, _, feed, again = compiled(layout)
+    state_again, metrics_again = trained_with(again, run, mesh, feed)
+    jax.tree.map(np.testing.assert_array_equal, (state, metrics), (state_again, metrics_again))
+    assert again.memory(0) == first.memory(0)
+
+
+def test_a_kept_program_is_of_one_config_whatever_its_seed_and_length(kept, monkeypatch):
+    names = []
+    monkeypatch.setattr(programs, "Recall", lambda name, mesh: names.append(name) or recall.Recall(name, mesh))
+    for changed in ({}, {"seed": 7}, {"training": {"num_steps": 99}}, {"optimizer": {"learning_rate": 2e-3}}):
+        compiled(**changed)
+    assert names[0] == names[1] == names[2] != names[3]
+
+
 def test_two_programs_hold_the_gradient_besides_what_one_holds(monkeypatch):
     _, _, target, _, one = compiled("both")
     in_two(monkeypatch)
@@ -96,6 +132,6 @@ def test_a_step_is_two_programs_where_it_is_large_alone_in_its_dispatch_and_on_c
     assert type(compiled()[-1]) is One
     monkeypatch.setattr(programs, "LARGE", states.num_elements(compiled()[2].params))
     assert type(compiled()[-1]) is Two
-    assert type(compiled(updates=2)[-1]) is One
+    assert type(compiled(training={"steps_per_dispatch": 2})[-1]) is One
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert type(compiled()[-1]) is One
