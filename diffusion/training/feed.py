@@ -150,7 +150,7 @@ def _from_host(dataset: Dataset, plans: grain.MapDataset, num_workers: int, unus
     if num_workers:
         words = f"on the disk, read ahead by {num_workers} processes"
         return Feed(rows=rows, size=size, workers=num_workers, words=words)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = devices.cores()
     return Feed(rows=rows, size=size, threads=cores, words=f"on the disk, read ahead in {cores} threads")
 
 

@@ -55,16 +55,6 @@ def trained(layout):
     return program, target, found, state
 
 
-@pytest.fixture
-def kept(tmp_path, monkeypatch):
-    """Programs are kept in a folder of their own, however soon they are compiled."""
-    monkeypatch.setattr(recall, "WORTH", 0)
-    before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    yield tmp_path / "programs"
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
 def in_two(monkeypatch):
     monkeypatch.setattr(programs, "LARGE", 0)
 
@@ -100,7 +90,7 @@ def test_the_state_that_was_given_is_used_up_by_both(monkeypatch):
 def test_what_was_kept_is_taken_and_trains_to_the_same_bits(kept, monkeypatch, layout, large):
     monkeypatch.setattr(programs, "LARGE", large)
     first, _, metrics, state = trained(layout)
-    assert len(list(kept.iterdir())) == {One: 1, Two: 2}[type(first)]
+    assert len(list(kept.glob("*.program"))) == {One: 1, Two: 2}[type(first)]
     with monkeypatch.context() as context:
         context.setattr(jax.stages.Lowered, "compile", lambda _: pytest.fail("compiled"))
         run, mesh, _, feed, again = compiled(layout)
